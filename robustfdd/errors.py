@@ -1,0 +1,44 @@
+"""Errors that a user can act on, and errors that stop one unit of work.
+
+A :class:`RobustFDDError` is a mistake in what was asked for: its message names the file, the key and what is
+allowed, and the command line prints it alone, without a traceback, and exits with code 2. A :class:`UnitError` is a
+fault of one training run or one attack on one model: that unit has no record, and the report says so.
+"""
+
+from __future__ import annotations
+
+
+class RobustFDDError(Exception):
+    """A mistake in the input; the message says where it is and what is allowed."""
+
+
+class ConfigurationError(RobustFDDError):
+    """A study file, attack file or option is wrong."""
+
+
+class DatasetError(RobustFDDError):
+    """A data set is unknown, missing, corrupt or not what the model expects."""
+
+
+class CheckpointError(RobustFDDError):
+    """A checkpoint is missing, corrupt or of another data set."""
+
+
+class ModelContractError(RobustFDDError):
+    """A model does not take pixels in [0, 1] and return one finite logit per class."""
+
+
+class RunDirectoryError(RobustFDDError):
+    """A run directory is missing, damaged or belongs to another study."""
+
+
+class UnitError(Exception):
+    """One unit of a study could not be completed; the others are not touched by it."""
+
+
+class TrainingError(UnitError):
+    """Training broke down: the loss is no longer finite."""
+
+
+class EngineError(UnitError):
+    """An attack broke its budget, its box or its arithmetic."""
