@@ -1,0 +1,174 @@
+"""Anybody's torch classifier: held to its contract, frozen while it is attacked, asked for predictions.
+
+The contract: pixels in [0, 1] of shape (N, C, H, W) in, one finite logit per class of shape (N, K) out, the
+normalisation inside the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robustfdd.errors import ModelContractError
+
+#: Two forward passes of a deterministic model on the same batch differ by no more than this, relative to the largest
+#: logit. Threads may sum in another order; a mask drawn at random changes logits by far more.
+RANDOM_FORWARD_RTOL = 1e-4
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU for a model that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Put the model into evaluation mode with no gradient for its parameters, and everything back afterwards.
+
+    Restored, for every submodule and parameter: ``training``, ``requires_grad`` and ``grad``. Without parameter
+    gradients an input gradient costs about two thirds.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    model.eval()
+    for parameter, _, _ in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad, gradient in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+def check_images(x: Tensor) -> None:
+    """Hold a batch of images to the contract.
+
+    Raises:
+        ModelContractError: it is not a float tensor of shape (N, C, H, W) with all pixels in [0, 1].
+    """
+    if not torch.is_floating_point(x) or x.ndim != 4:
+        raise ModelContractError(
+            f"images must be a float tensor of shape (N, C, H, W) with pixels in [0, 1], "
+            f"not {x.dtype} of shape {tuple(x.shape)}"
+        )
+    if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
+        low, high = float(x.min()), float(x.max())
+        raise ModelContractError(
+            f"images must have pixels in [0, 1]; these reach from {low:.4g} to {high:.4g}. "
+            "Divide 8-bit images by 255, and put the normalisation inside the model"
+        )
+
+
+def check_labels(y: Tensor, n_images: int, n_classes: int) -> None:
+    """Hold labels to the contract.
+
+    Raises:
+        ModelContractError: they are not an integer tensor of shape (N,) with values from 0 to K - 1.
+    """
+    if torch.is_floating_point(y) or y.shape != (n_images,):
+        raise ModelContractError(
+            f"labels must be an integer tensor of shape ({n_images},), not {y.dtype} of shape {tuple(y.shape)}"
+        )
+    if y.numel() and not (int(y.min()) >= 0 and int(y.max()) < n_classes):
+        raise ModelContractError(
+            f"labels must be from 0 to {n_classes - 1}; these reach from {int(y.min())} to {int(y.max())}"
+        )
+
+
+def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) -> int:
+    """Hold a model to the contract on a few images.
+
+    Args:
+        model: any torch module.
+        x: images, shape (N, C, H, W), pixels in [0, 1], at least one.
+        n_classes: how many logits are expected; whatever the model returns when None.
+
+    Returns:
+        The number of classes.
+
+    Raises:
+        ModelContractError: the model fails on the images, returns another shape, NaN or infinite values, probabilities
+            or log-probabilities instead of logits, or is random in evaluation mode.
+    """
+    check_images(x)
+    with frozen(model), torch.no_grad():
+        try:
+            first, second = model(x), model(x)
+        except Exception as error:  # whatever a user's model raises, the answer is the same
+            raise ModelContractError(
+                f"the model fails on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(first, Tensor) or first.ndim != 2 or first.shape[0] != x.shape[0]:
+        got = f"a tensor of shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
+        raise ModelContractError(
+            f"the model must return logits of shape ({x.shape[0]}, {n_classes or 'K'}) for {x.shape[0]} images, not {got}"
+        )
+    if n_classes is not None and first.shape[1] != n_classes:
+        raise ModelContractError(
+            f"the model must return {n_classes} logits an image, one for each class of the data set, "
+            f"not {first.shape[1]}"
+        )
+    if first.shape[1] < 2:
+        raise ModelContractError("the model must return at least two logits an image")
+    if not bool(torch.isfinite(first).all()):
+        raise ModelContractError("the model returns NaN or infinite logits")
+    rows = first.double()
+    ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    if bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-4):
+        raise ModelContractError(
+            "the model returns probabilities: every row is non-negative and sums to 1. "
+            "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
+        )
+    if bool((rows <= 0).all()) and torch.allclose(rows.exp().sum(1), ones, atol=1e-4):
+        raise ModelContractError(
+            "the model returns log-probabilities: the exponentials of every row sum to 1. "
+            "Return the logits, without the log-softmax"
+        )
+    scale = float(first.abs().max())
+    if float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
+        raise ModelContractError(
+            "the model's forward is random in evaluation mode: the same images gave different logits twice. Attacking "
+            "it without averaging the gradient over many passes (expectation over transformation) would overstate its "
+            "robustness, so it is refused. Make the forward deterministic in evaluation mode "
+            "(for a dropout layer: active='train')"
+        )
+    return int(first.shape[1])
+
+
+def batches(n: int, size: int) -> Iterator[slice]:
+    """Slices that cover ``range(n)`` in order, each at most ``size`` long."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def predict(model: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
+    """The predicted class of each image.
+
+    Args:
+        model: a classifier in whatever mode; it is frozen meanwhile.
+        x: images, shape (N, C, H, W): floats in [0, 1], or uint8 in 0 to 255, which are divided by 255 batch by batch.
+        batch_size: images a forward pass.
+
+    Returns:
+        int64, shape (N,), on the device of ``x``.
+
+    Raises:
+        ModelContractError: a logit is NaN: no class can be named.
+    """
+    out = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    with frozen(model), torch.no_grad():
+        for part in batches(len(x), batch_size):
+            pixels = x[part].float().div(255) if x.dtype == torch.uint8 else x[part]
+            logits = model(pixels)
+            if bool(torch.isnan(logits).any()):
+                raise ModelContractError("the model returns NaN logits")
+            out[part] = logits.argmax(1)
+    return out

@@ -1,0 +1,140 @@
+"""What several test modules share: a tiny data set that can be learned, and models whose best attack is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustfdd.datasets.base import Dataset, Split
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _away_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's data folder or the working directory."""
+    monkeypatch.setenv("ROBUSTFDD_DATA", str(tmp_path / "data-root"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+
+class LinearModel(nn.Module):
+    """Two classes, logits (0, w.x + b): the best perturbation of either norm is known in closed form."""
+
+    def __init__(self, weight: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x * self.weight).flatten(1).sum(1) + self.bias
+        return torch.stack((torch.zeros_like(score), score), 1)
+
+
+class TinyNet(nn.Module):
+    """A small smooth network with batch norm, for attacks on something that is not linear."""
+
+    def __init__(self, channels: int = 1, n_classes: int = 4) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Tanh(), nn.Conv2d(8, 8, 3, stride=2), nn.Tanh()
+        )
+        self.head = nn.LazyLinear(n_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+@pytest.fixture
+def tiny_net() -> TinyNet:
+    torch.manual_seed(3)
+    net = TinyNet()
+    net(torch.rand(8, 1, 10, 10))  # settles the lazy layer and gives the batch norm some statistics
+    return net.eval()
+
+
+def make_dataset(n_train: int = 160, n_test: int = 80, n_classes: int = 4, size: int = 8, channels: int = 1) -> Dataset:
+    """Images of four classes that differ in the bright quarter, with noise: learnable in a few dozen steps."""
+    rng = np.random.default_rng(5)
+
+    def split(n: int) -> Split:
+        labels = np.arange(n) % n_classes
+        images = rng.integers(0, 120, (n, channels, size, size))
+        half = size // 2
+        for image, label in zip(images, labels, strict=True):
+            row, column = divmod(int(label), 2)
+            image[:, row * half : (row + 1) * half, column * half : (column + 1) * half] += 100
+        return Split(torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels))
+
+    train, test = split(n_train), split(n_test)
+    pixels = train.images.numpy().astype(np.float64) / 255
+    return Dataset(
+        name="quarters",
+        title="Quarters",
+        classes=tuple(f"quarter {k}" for k in range(n_classes)),
+        train=train,
+        test=test,
+        mean=float(pixels.mean()),
+        std=float(pixels.std()),
+        sha256="0" * 64,
+    )
+
+
+@pytest.fixture(scope="session")
+def quarters() -> Dataset:
+    return make_dataset()
+
+
+@pytest.fixture
+def quarters_registered(quarters: Dataset, monkeypatch: pytest.MonkeyPatch) -> Dataset:
+    """The tiny data set under its name, as a study file names it."""
+    from robustfdd import evaluation  # noqa: PLC0415
+
+    real = evaluation.load_dataset
+    monkeypatch.setattr(
+        evaluation, "load_dataset", lambda name, root=None: quarters if name == "quarters" else real(name, root=root)
+    )
+    return quarters
+
+
+STUDY = """
+name = "small"
+title = "Small"
+description = "A study of seconds"
+dataset = "quarters"
+methods = ["none", {dropout = "fdd-2d", label = "fdd-2d-inverted", options = {rescale = "inverted"}}]
+eps_unit = "normalized"
+test_images = 24
+
+[model]
+width = 2
+
+[recipe]
+epochs = 3
+batch_size = 16
+learning_rate = 0.1
+weight_decay = 0
+
+[[attacks]]
+name = "fgsm"
+eps.linf = [0, 0.1, 0.8]
+
+[[attacks]]
+name = "pgd"
+eps.l2 = [0.5]
+parameters = {steps = 3}
+
+[open_choices]
+"recipe.epochs" = "enough"
+"""
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(STUDY, encoding="utf-8")
+    return path
