@@ -315,7 +315,7 @@ def study_names() -> list[str]:
 def hint(name: str, allowed: Sequence[str]) -> str:
     """``"; allowed: …"``, led by the closest match if there is one, for messages about an unknown name."""
     close = difflib.get_close_matches(name, allowed, n=1)
-    return (f"; did you mean {close[0]!r}?" if close else "") + f" Allowed: {', '.join(allowed)}"
+    return (f"; did you mean {close[0]!r}?" if close else "") + f"; allowed: {', '.join(allowed)}"
 
 
 def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
@@ -459,11 +459,14 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
                     f"--only {label}: the study {study.name!r} has no such method{hint(label, labels)}"
                 )
         study = study.model_copy(update={"methods": tuple(m for m in study.methods if m.label in only)})
-    for use in study.attacks:
-        spec = load_attack(use.name).with_parameters(use.parameters)
-        for norm in use.eps:
-            for engine in study.engines:
-                spec.spelled(engine, Threat(norm, 1.0), 1)
+    for index, use in enumerate(study.attacks):
+        try:
+            spec = load_attack(use.name).with_parameters(use.parameters)
+            for norm in use.eps:
+                for engine in study.engines:
+                    spec.spelled(engine, Threat(norm, 1.0), 1)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: attacks.{index}: {error}") from None
     return study
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ModelContractError
 
 #: Two forward passes of a deterministic model on the same batch differ by no more than this, relative to the largest
@@ -166,7 +167,7 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
     out = torch.empty(len(x), dtype=torch.int64, device=x.device)
     with frozen(model), torch.no_grad():
         for part in batches(len(x), batch_size):
-            pixels = x[part].float().div(255) if x.dtype == torch.uint8 else x[part]
+            pixels = to_pixels(x[part]) if x.dtype == torch.uint8 else x[part]
             logits = model(pixels)
             if bool(torch.isnan(logits).any()):
                 raise ModelContractError("the model returns NaN logits")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustfdd.catalogue import AttackSpec, load_attack
 from robustfdd.classifier import batches, check_classifier, check_images, check_labels, device_of, frozen, predict
+from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import Engine, get_engine
 from robustfdd.errors import EngineError
 from robustfdd.records import Outcome
@@ -79,7 +80,7 @@ def clean_outcome(model: nn.Module, images: Tensor, labels: Tensor, *, n_classes
     Raises:
         ModelContractError: the model or the labels do not keep the contract.
     """
-    check_classifier(model, images[: min(len(images), 32)].float().div(255), n_classes)
+    check_classifier(model, to_pixels(images[:32]), n_classes)
     check_labels(labels, len(images), n_classes)
     prediction = predict(model, images, batch_size=batch_size)
     return CleanOutcome(images, labels, prediction, prediction == labels, n_classes)
@@ -159,7 +160,7 @@ def measure(
             )
             for part in batches(len(attacked), batch_size):
                 index = attacked[part]
-                x = clean.images[index].float().div(255)
+                x = to_pixels(clean.images[index])
                 x_adv = _checked(x, perturb(x, clean.labels[index]), threat, attack, engine)
                 prediction[index] = predict(model, x_adv, batch_size=batch_size)
                 distance[index] = threat.distance(x, x_adv)
@@ -215,7 +216,7 @@ def attack(
     check_images(x)
     if len(x) == 0:
         return x.clone()
-    n_classes = check_classifier(model, x[: min(len(x), 32)].to(device_of(model)))
+    n_classes = check_classifier(model, x[:32].to(device_of(model)))
     check_labels(y, len(x), n_classes)
     if threat.eps == 0:
         return x.clone()

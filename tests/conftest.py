@@ -81,6 +81,7 @@ def make_dataset(n_train: int = 160, n_test: int = 80, n_classes: int = 4, size:
         mean=float(pixels.mean()),
         std=float(pixels.std()),
         sha256="0" * 64,
+        source="made by the tests",
     )
 
 

@@ -20,10 +20,7 @@ from robustfdd.measure import attack
 from robustfdd.threat import NORMS, Threat, in_box
 
 ALL = [
-    (name, norm, engine)
-    for name in attack_names()
-    for engine in ENGINES
-    for norm in load_attack(name).norms(engine)
+    (name, norm, engine) for name in attack_names() for engine in ENGINES for norm in load_attack(name).norms(engine)
 ]
 
 
@@ -62,12 +59,18 @@ def test_deterministic_attacks_reach_the_optimum_of_a_linear_model(
     assert lowered.detach().numpy() == pytest.approx(np.full(len(x), eps * dual), rel=1e-5)
 
 
-def pgd_reference(model: LinearModel, x: torch.Tensor, y: torch.Tensor, start: np.ndarray, threat: Threat) -> np.ndarray:
+def pgd_reference(
+    model: LinearModel, x: torch.Tensor, y: torch.Tensor, start: np.ndarray, threat: Threat
+) -> np.ndarray:
     """Ten steps of eps/10 from the start, in float64: on a linear model the gradient is w, up to its sign."""
     direction = model.weight.detach().numpy().astype(np.float64) * -(2 * y.numpy() - 1).reshape(-1, 1, 1, 1)
     x0 = x.numpy().astype(np.float64)
     point = np.clip(x0 + start, 0, 1)
-    step = np.sign(direction) if threat.norm == "linf" else direction / np.linalg.norm(direction.reshape(len(x), -1), axis=1).reshape(-1, 1, 1, 1)
+    step = (
+        np.sign(direction)
+        if threat.norm == "linf"
+        else direction / np.linalg.norm(direction.reshape(len(x), -1), axis=1).reshape(-1, 1, 1, 1)
+    )
     for _ in range(10):
         delta = point + 0.1 * threat.eps * step - x0
         if threat.norm == "linf":
@@ -268,7 +271,14 @@ def spelled_as(class_name: str) -> AttackSpec:
 @pytest.mark.parametrize("class_name", ["NoSuchAttack", "base", "np"])
 def test_an_attack_file_can_name_nothing_but_an_attack(engine: str, class_name: str, tiny_net: TinyNet) -> None:
     with pytest.raises(ConfigurationError, match="has no attack class"):
-        attack(tiny_net, torch.rand(1, 1, 10, 10), torch.zeros(1, dtype=torch.int64), spelled_as(class_name), Threat("linf", 0.1), engine=engine)
+        attack(
+            tiny_net,
+            torch.rand(1, 1, 10, 10),
+            torch.zeros(1, dtype=torch.int64),
+            spelled_as(class_name),
+            Threat("linf", 0.1),
+            engine=engine,
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,190 @@
+"""Training: SGD on the cross-entropy, with data and augmentation on the device."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustfdd.catalogue import Recipe
+from robustfdd.classifier import device_of, predict
+from robustfdd.datasets import Dataset, Split
+from robustfdd.datasets.augment import augment
+from robustfdd.datasets.base import to_pixels
+from robustfdd.errors import TrainingError
+from robustfdd.models import Checkpoint, ResNet18, save_model
+from robustfdd.provenance import versions
+from robustfdd.records import write_json
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch, as it went.
+
+    Attributes:
+        epoch: from 1.
+        loss: mean cross-entropy over the epoch, on the augmented images, with the dropout active.
+        train_accuracy: on the same passes.
+        learning_rate: at the end of the epoch.
+        seconds: wall time.
+    """
+
+    epoch: int
+    loss: float
+    train_accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, n_steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=n_steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _one_epoch(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    generator: torch.Generator,
+    advance: Callable[[int], None] | None,
+) -> tuple[float, float]:
+    """One pass over the split; the mean loss and the accuracy on it."""
+    images, labels = split.images, split.labels
+    # Summed on the device, read once an epoch: reading every step would make the host wait for the device.
+    total_loss = torch.zeros((), device=images.device)
+    total_correct = torch.zeros((), device=images.device, dtype=torch.int64)
+    seen = 0
+    order = torch.randperm(len(labels), generator=generator, device=images.device)
+    for index in order.split(recipe.batch_size):
+        if len(index) < 2:
+            continue
+        x = to_pixels(augment(images[index], recipe.augmentation, generator))
+        y = labels[index]
+        logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        total_loss += loss.detach() * len(index)
+        total_correct += (logits.detach().argmax(1) == y).sum()
+        seen += len(index)
+        if advance is not None:
+            advance(len(index))
+    return float(total_loss) / seen, int(total_correct) / seen
+
+
+def fit(
+    model: nn.Module,
+    split: Split,
+    recipe: Recipe,
+    *,
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[Epoch]:
+    """Train any classifier in place.
+
+    Args:
+        model: pixels in [0, 1] in, logits out, on the device of the split.
+        split: at least two images.
+        recipe: how to train.
+        seed: of the order, the augmentation and the dropout masks. The global random state is left as it was.
+        advance: called with the number of images of each step, for a progress bar.
+
+    Returns:
+        One entry an epoch.
+
+    Raises:
+        TrainingError: the loss is no longer finite.
+    """
+    if len(split.labels) < 2:
+        raise TrainingError("training needs at least two images")
+    device = split.images.device
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    n, size = len(split.labels), recipe.batch_size
+    steps_per_epoch = n // size + (n % size >= 2)
+    scheduler = _scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch)
+    generator = torch.Generator(device).manual_seed(seed)
+    history: list[Epoch] = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        model.train()
+        for epoch in range(1, recipe.epochs + 1):
+            started = time.perf_counter()
+            loss, accuracy = _one_epoch(model, split, recipe, optimizer, scheduler, generator, advance)
+            if not loss < float("inf"):
+                raise TrainingError(
+                    f"the loss is {loss} after epoch {epoch}; lower recipe.learning_rate ({recipe.learning_rate:g})"
+                )
+            learning_rate = float(optimizer.param_groups[0]["lr"])
+            history.append(Epoch(epoch, loss, accuracy, learning_rate, time.perf_counter() - started))
+        model.eval()
+    return history
+
+
+def train(
+    model: ResNet18,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    seed: int,
+    out: Path,
+    label: str | None = None,
+    advance: Callable[[int], None] | None = None,
+) -> Checkpoint:
+    """Train a model and write its checkpoint, with how it was trained beside it.
+
+    Args:
+        model: from :func:`robustfdd.build_model`; trained in place, on the device it is on.
+        dataset: moved to that device if it is elsewhere.
+        recipe: how to train.
+        seed: of the order, the augmentation and the dropout masks.
+        out: the checkpoint, ending in ``.safetensors``; ``.json`` of the same name tells its history.
+        label: what reports call the method; the name of the dropout when None.
+        advance: called with the number of images of each step, for a progress bar.
+
+    Raises:
+        TrainingError: the loss is no longer finite; nothing is written.
+    """
+    started = time.perf_counter()
+    data = dataset.to(device_of(model))
+    history = fit(model, data.train, recipe, seed=seed, advance=advance)
+    seconds = time.perf_counter() - started
+    provenance = {
+        "recipe": recipe.model_dump(),
+        "seed": seed,
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.sha256,
+        "versions": versions(),
+    }
+    checkpoint = save_model(model, out, provenance)
+    correct = predict(model, data.test.images) == data.test.labels
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "method": label or model.config.dropout,
+            "seed": seed,
+            "checkpoint": out.name,
+            "sha256": checkpoint.sha256,
+            "clean_accuracy": float(correct.double().mean()),
+            "n_test": len(correct),
+            "seconds": seconds,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "epochs": [asdict(epoch) for epoch in history],
+        },
+    )
+    return checkpoint

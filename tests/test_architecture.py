@@ -1,0 +1,82 @@
+"""Imports point one way, and the libraries that are wrapped are imported in one place each."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "robustfdd"
+#: From the bottom up; a module may import from layers below its own, and from its own part.
+LAYERS = [
+    {"errors"},
+    {"threat", "records"},
+    {"catalogue"},
+    {"datasets", "dropouts", "progress"},
+    {"classifier", "provenance"},
+    {"models", "engines"},
+    {"training", "measure"},
+    {"units"},
+    {"manifest"},
+    {"evaluation"},
+    {"report"},
+    {"cli"},
+    {"__main__"},
+]
+RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
+#: The face of the package; it gathers names from everywhere, and modules below take the version from it.
+FACE = "__init__"
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The dotted names that a module imports, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "robustfdd":
+                yield from (f"robustfdd.{alias.name}" for alias in node.names)
+            else:
+                yield node.module or ""
+
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path) -> None:
+    mine = part_of(path)
+    if mine == FACE:
+        return
+    assert mine in RANK, f"{path}: say in LAYERS where it belongs"
+    for name in imports(path):
+        top, _, rest = name.partition(".")
+        if top != "robustfdd" or rest == "__version__":
+            continue
+        other = rest.split(".")[0]
+        assert other == mine or RANK[other] < RANK[mine], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [("art", {"engines/art.py"}), ("foolbox", {"engines/foolbox.py"}), ("eagerpy", {"engines/foolbox.py"})],
+)
+def test_attack_libraries_are_imported_in_one_place(library: str, allowed: set[str]) -> None:
+    found = {p.relative_to(PACKAGE).as_posix() for p in MODULES for name in imports(p) if name.split(".")[0] == library}
+    assert found == allowed
+
+
+def test_reports_need_neither_torch_nor_the_rest() -> None:
+    for path in [*(PACKAGE / "report").rglob("*.py"), PACKAGE / "records.py"]:
+        for name in imports(path):
+            assert name.split(".")[0] not in {"torch", "torchvision", "art", "foolbox"}, f"{path} imports {name}"
+            if name.startswith("robustfdd."):
+                assert name.split(".")[1] in {"records", "errors", "report"}, f"{path} imports {name}"
