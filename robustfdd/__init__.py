@@ -1,3 +1,79 @@
-"""RobustFDD: the adversarial robustness of dropout-regularised image classifiers."""
+"""RobustFDD: the adversarial robustness of dropout-regularised image classifiers.
+
+>>> import torch, robustfdd
+>>> model = robustfdd.build_model("fashion-mnist-mini", "fdd-2d", width=8)
+>>> x, y = torch.rand(2, 1, 28, 28), torch.tensor([3, 5])
+>>> threat = robustfdd.Threat("linf", 8 / 255)
+>>> x_adv = robustfdd.attack(model, x, y, "pgd", threat, engine="foolbox")
+>>> bool(threat.within(x, x_adv).all())
+True
+"""
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from robustfdd.catalogue import AttackSpec, Recipe, StudySpec, load_attack, load_study
+from robustfdd.datasets import Dataset, load_dataset
+from robustfdd.dropouts import (
+    FeatureDensityDropout,
+    OriginalDropout,
+    SpatialDropout,
+    build_dropout,
+    feature_density,
+)
+from robustfdd.engines import get_engine
+from robustfdd.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DatasetError,
+    EngineError,
+    ModelContractError,
+    RobustFDDError,
+    RunDirectoryError,
+    TrainingError,
+    UnitError,
+)
+from robustfdd.evaluation import evaluate, run_evaluation
+from robustfdd.measure import attack
+from robustfdd.models import Checkpoint, build_model, load_model
+from robustfdd.records import Outcome, load_run
+from robustfdd.report import write_report
+from robustfdd.threat import Threat
+from robustfdd.training import train
+
+__all__ = [
+    "AttackSpec",
+    "Checkpoint",
+    "CheckpointError",
+    "ConfigurationError",
+    "Dataset",
+    "DatasetError",
+    "EngineError",
+    "FeatureDensityDropout",
+    "ModelContractError",
+    "OriginalDropout",
+    "Outcome",
+    "Recipe",
+    "RobustFDDError",
+    "RunDirectoryError",
+    "SpatialDropout",
+    "StudySpec",
+    "Threat",
+    "TrainingError",
+    "UnitError",
+    "attack",
+    "build_dropout",
+    "build_model",
+    "evaluate",
+    "feature_density",
+    "get_engine",
+    "load_attack",
+    "load_dataset",
+    "load_model",
+    "load_run",
+    "load_study",
+    "run_evaluation",
+    "train",
+    "write_report",
+]

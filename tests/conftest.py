@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustfdd import cli, evaluation
 from robustfdd.datasets.base import Dataset, Split
+from robustfdd.evaluation import run_evaluation
+
+# Networks this small gain nothing from threads, and lose much when several test processes share the cores.
+torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -90,16 +98,24 @@ def quarters() -> Dataset:
     return make_dataset()
 
 
-@pytest.fixture
-def quarters_registered(quarters: Dataset, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """The tiny data set under its name, as a study file names it."""
-    from robustfdd import evaluation  # noqa: PLC0415
+@contextmanager
+def registered(dataset: Dataset) -> Iterator[None]:
+    """The data set under its name, as a study file and the command line name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (evaluation, cli):
+            real = module.load_dataset
+            patch.setattr(
+                module,
+                "load_dataset",
+                lambda name, root=None, real=real: dataset if name == dataset.name else real(name, root=root),
+            )
+        yield
 
-    real = evaluation.load_dataset
-    monkeypatch.setattr(
-        evaluation, "load_dataset", lambda name, root=None: quarters if name == "quarters" else real(name, root=root)
-    )
-    return quarters
+
+@pytest.fixture
+def quarters_registered(quarters: Dataset) -> Iterator[Dataset]:
+    with registered(quarters):
+        yield quarters
 
 
 STUDY = """
@@ -139,3 +155,17 @@ def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
     path.write_text(STUDY, encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(quarters: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the small study; tests take a copy of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.toml").write_text(STUDY, encoding="utf-8")
+    with registered(quarters):
+        return run_evaluation(folder / "small.toml", out=folder / "run")
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(finished_run, tmp_path / "run")

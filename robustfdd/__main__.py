@@ -1,0 +1,5 @@
+"""``python -m robustfdd`` is the ``robustfdd`` command."""
+
+from robustfdd.cli import main
+
+main()

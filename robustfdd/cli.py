@@ -1,0 +1,394 @@
+"""The command line: ``robustfdd run | train | attack | report | list``."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import load_file
+from torch import nn
+
+from robustfdd import __version__, catalogue, records
+from robustfdd.catalogue import EpsUnit, Method, Normalization, Placement, Recipe
+from robustfdd.datasets import DATASETS, load_dataset
+from robustfdd.dropouts import DROPOUTS
+from robustfdd.engines import get_engine
+from robustfdd.errors import CheckpointError, ConfigurationError, RobustFDDError, UnitError
+from robustfdd.evaluation import evaluate, resolve_device, run_evaluation
+from robustfdd.manifest import command_line
+from robustfdd.models import build_model, check_same_data, load_model, read_checkpoint
+from robustfdd.progress import Display
+from robustfdd.report import disagreements, main_table_text, write_report
+from robustfdd.threat import Norm, Threat
+from robustfdd.training import train as train_model
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train image classifiers with feature density dropout and its alternatives, attack them through ART and "
+    "Foolbox, and report their robustness.",
+)
+#: Tables and paths go to standard output, everything about how it goes to standard error.
+out_console = Console()
+err_console = Console(stderr=True)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="ROBUSTFDD_DATA",
+        help="Where data sets lie, or are downloaded to. By default robustfdd/data in the user's cache folder.",
+        show_default=False,
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked at once; no result depends on it.")]
+
+
+def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn mistakes of the user into one message and exit code 2, and an interruption into a hint how to go on."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except RobustFDDError as error:
+            err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+        except UnitError as error:
+            err_console.print(f"failed: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
+            raise typer.Exit(130) from None
+
+    return wrapped
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out_console.print(f"robustfdd {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@_reporting_errors
+def run(
+    study: Annotated[str, typer.Argument(help="A study of `robustfdd list`, or the path of a study file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory. By default runs/STUDY.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a value of the study, e.g. recipe.epochs=5. Repeatable."
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD", help="Run only this method of the study. Repeatable.")
+    ] = None,
+    data_root: DataRoot = None,
+    batch_size: BatchSize = 128,
+    resume: Annotated[
+        bool, typer.Option(help="Go on with the same run where it stopped, or refuse to when it exists.")
+    ] = True,
+) -> None:
+    """Run a study: train its models, attack them, write records and report."""
+    directory = run_evaluation(
+        study,
+        out=out,
+        device=device,
+        resume=resume,
+        overrides=set_ or (),
+        only=only or (),
+        data_root=data_root,
+        batch_size=batch_size,
+        console=err_console,
+        command=command_line(),
+    )
+    _conclude(directory)
+
+
+def _conclude(directory: Path) -> None:
+    """Write and name the report; exit with 1 if a unit failed."""
+    page = write_report([directory])
+    found = records.load_run(directory)
+    _print_tables(found)
+    out_console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    if found.failures:
+        err_console.print(f"{len(found.failures)} of the units failed; the report names them:", style="bold red")
+        for failure in found.failures:
+            err_console.print(
+                f"  {failure.unit}: {failure.error}: {failure.message}", markup=False, highlight=False, soft_wrap=True
+            )
+        raise typer.Exit(1)
+
+
+def _print_tables(found: records.Run) -> None:
+    out_console.print(main_table_text(found))
+    for disagreement in disagreements(found):
+        err_console.print(
+            f"warning: {disagreement}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+@app.command()
+@_reporting_errors
+def train(
+    dataset: Annotated[str, typer.Option(help="A data set of `robustfdd list`, or folder:PATH.")],
+    dropout: Annotated[str, typer.Option(help="A dropout of `robustfdd list`.")],
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")],
+    out: Annotated[Path, typer.Option(help="The checkpoint to write, ending in .safetensors.")],
+    width: Annotated[int, typer.Option(help="Channels of the first stage; 64 is the usual ResNet-18.")] = 64,
+    placement: Annotated[Placement, typer.Option(help="Where the dropout sits.")] = "last",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="An option of the dropout, e.g. rescale=inverted. Repeatable."),
+    ] = None,
+    normalization: Annotated[Normalization, typer.Option(help="Of the model's input.")] = "z-score",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value of the recipe, e.g. learning_rate=0.05. Repeatable."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation and masks.")] = 0,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+) -> None:
+    """Train one model and write its checkpoint."""
+    if out.suffix != ".safetensors":
+        raise ConfigurationError(f"--out {out}: a checkpoint's name must end in .safetensors")
+    recipe_values: dict[str, Any] = {"epochs": epochs}
+    for assignment in set_ or ():
+        catalogue.apply_override(recipe_values, assignment)
+    recipe = catalogue.parse(Recipe, recipe_values, "train --set")
+    options: dict[str, Any] = {}
+    for assignment in option or ():
+        catalogue.apply_override(options, assignment)
+    method = catalogue.parse(Method, {"dropout": dropout, "placement": placement, "options": options}, "train --option")
+    target = resolve_device(device)
+    data = load_dataset(dataset, root=data_root)
+    model = build_model(
+        data,
+        method.dropout,
+        width=width,
+        normalization=normalization,
+        placement=method.placement,
+        seed=seed,
+        **method.options,
+    ).to(target)
+    total = recipe.epochs * len(data.train.labels)
+    with Display(total, err_console) as display:
+        display.start(f"train {dropout} on {data.title} ({recipe.epochs} epochs)", total)
+        checkpoint = train_model(model, data, recipe, seed=seed, out=out, advance=display.advance)
+        history = records.read_json(out.with_suffix(".json"))
+        display.finish()
+    out_console.print(
+        f"clean accuracy {100 * history['clean_accuracy']:.2f} % on {history['n_test']} test images\n"
+        f"checkpoint: {checkpoint.path}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _epsilons(text: str | None, norm: Norm, scale: float, unit: EpsUnit) -> list[Threat]:
+    if text is None:
+        return []
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigurationError(f"--{norm} {text}: must be numbers with commas between them, e.g. 0.01,0.03") from None
+    use = catalogue.parse(catalogue.AttackUse, {"name": "x", "eps": {norm: values}}, f"--{norm} {text}")
+    return [Threat(norm, catalogue.pixel_eps(eps, unit, scale)) for eps in use.eps[norm]]
+
+
+def _load_factory(reference: str, weights: Path | None) -> nn.Module:
+    """Somebody's model from ``package.module:factory``, with its weights.
+
+    Raises:
+        ConfigurationError: the factory cannot be imported or called, or does not make a torch module.
+        CheckpointError: the weights are missing, damaged or do not fit.
+    """
+    module_name, _, attribute = reference.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+        model = factory() if not isinstance(factory, nn.Module) else factory
+    except Exception as error:  # whatever a user's module raises, the answer is the same
+        raise ConfigurationError(f"--model {reference}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"--model {reference}: gives a {type(model).__name__}, not a torch.nn.Module")
+    if weights is not None:
+        _load_weights(model, weights)
+    return model.eval()
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"--weights {path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            state: dict[str, Any] = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+            state = state["state_dict"]
+        model.load_state_dict(state)
+    except Exception as error:  # torch, pickle and safetensors each have their own errors for a bad file
+        raise CheckpointError(f"--weights {path}: {type(error).__name__}: {error}") from error
+
+
+@app.command()
+@_reporting_errors
+def attack(
+    model: Annotated[
+        str,
+        typer.Option(help="A checkpoint (.safetensors) of robustfdd, or package.module:factory of any torch model."),
+    ],
+    dataset: Annotated[str, typer.Option(help="A data set of `robustfdd list`, or folder:PATH.")],
+    out: Annotated[Path, typer.Option(help="The run directory to write.")],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights for a factory's model: .safetensors, or .pt read as weights only.")
+    ] = None,
+    attack_: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="An attack of `robustfdd list` or an attack file. Repeatable. By default all."),
+    ] = None,
+    linf: Annotated[str | None, typer.Option(metavar="EPS,...", help="Epsilons in L-infinity.")] = None,
+    l2: Annotated[str | None, typer.Option(metavar="EPS,...", help="Epsilons in L2.")] = None,
+    eps_unit: Annotated[
+        EpsUnit,
+        typer.Option(
+            help="pixel: of pixels in [0, 1]. normalized: of the standard deviation that a robustfdd model divides by, "
+            "or that of the data set."
+        ),
+    ] = "pixel",
+    engine: Annotated[list[str] | None, typer.Option(help="foolbox or art. Repeatable. By default both.")] = None,
+    test_images: Annotated[
+        int | None, typer.Option(min=1, help="How many test images, evenly over the classes. By default all.")
+    ] = None,
+    label: Annotated[str, typer.Option(help="What tables call the model.")] = "model",
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random in the attacks.")] = 0,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    batch_size: BatchSize = 128,
+) -> None:
+    """Attack a trained model, this package's or anybody's, and write the records."""
+    target = resolve_device(device)
+    if linf is None and l2 is None:
+        raise ConfigurationError("give epsilons with --linf, --l2 or both, e.g. --linf 0.01,0.03")
+    data = load_dataset(dataset, root=data_root)
+    network: nn.Module
+    if ":" in model and not Path(model).exists():
+        network, scale = _load_factory(model, weights), data.std
+    else:
+        if weights is not None:
+            raise ConfigurationError("--weights goes with --model package.module:factory; a checkpoint has its own")
+        config = read_checkpoint(model).config
+        check_same_data(config, data, model)
+        network, scale = load_model(model), config.std
+    threats = [*_epsilons(linf, "linf", scale, eps_unit), *_epsilons(l2, "l2", scale, eps_unit)]
+    evaluate(
+        network.to(target),
+        data,
+        attack_ or catalogue.attack_names(),
+        threats,
+        engines=[get_engine(name).name for name in engine or catalogue.ENGINES],
+        out=out,
+        label=label,
+        eps_scale=scale,
+        eps_unit=eps_unit,
+        test_images=test_images,
+        seed=seed,
+        batch_size=batch_size,
+        console=err_console,
+        command=command_line(),
+    )
+    _conclude(out)
+
+
+@app.command()
+@_reporting_errors
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write. By default report/ in the first run directory.", show_default=False),
+    ] = None,
+) -> None:
+    """Make tables, curves and the page from the records of one or several runs."""
+    page = write_report(runs, out=out)
+    for directory in runs:
+        _print_tables(records.load_run(directory))
+    out_console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command("list")
+@_reporting_errors
+def list_(
+    what: Annotated[
+        Literal["dropouts", "datasets", "attacks", "studies"] | None, typer.Argument(help="Only this.")
+    ] = None,
+) -> None:
+    """Show the dropouts, data sets, attacks and studies that can be named."""
+    attacks = [catalogue.load_attack(name) for name in catalogue.attack_names()]
+    studies = [catalogue.load_study(name) for name in catalogue.study_names()]
+    tables: dict[str, tuple[Sequence[str], list[tuple[str, ...]]]] = {
+        "dropouts": (
+            ("dropout", "works on", "placement", "what it does"),
+            [(d.name, d.site, ", ".join(d.placements), d.summary) for d in DROPOUTS.values()],
+        ),
+        "datasets": (
+            ("data set", "what it is"),
+            [
+                *((d.name, d.summary) for d in DATASETS.values()),
+                ("folder:PATH", "your images: train/<class>/*, test/<class>/*"),
+            ],
+        ),
+        "attacks": (
+            ("attack", "engines and norms", "what it does"),
+            [(a.name, "; ".join(f"{e}: {', '.join(a.norms(e))}" for e in a.engines), a.summary) for a in attacks],
+        ),
+        "studies": (
+            ("study", "data set", "models", "what it is for"),
+            [(s.name, s.dataset, str(len(s.methods) * len(s.seeds)), s.description) for s in studies],
+        ),
+    }
+    for name, (columns, rows) in tables.items():
+        if what not in (None, name):
+            continue
+        table = Table(title=name, title_justify="left", title_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, no_wrap=index == 0)
+        for row in rows:
+            table.add_row(*row)
+        out_console.print(table)
+
+
+def main() -> None:
+    """Entry point of the ``robustfdd`` command."""
+    app()

@@ -1,0 +1,351 @@
+"""From a study to records: plan the units, train the models, attack them, write each result as it comes.
+
+A finished unit is not computed again when its key (everything its result depends on) is still the same. A unit that
+fails is noted with its reason and the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from torch import nn
+
+from robustfdd import catalogue, records
+from robustfdd.catalogue import AttackSpec, EngineName, EpsUnit, Method, StudySpec, load_attack, load_study
+from robustfdd.classifier import device_of
+from robustfdd.datasets import Dataset, load_dataset
+from robustfdd.dropouts import DROPOUTS, build_dropout
+from robustfdd.engines import get_engine
+from robustfdd.errors import CheckpointError, ConfigurationError, RunDirectoryError
+from robustfdd.manifest import describe_attack, describe_study, make_manifest, open_run
+from robustfdd.models import ResNet18, build_model, file_sha256, load_model, read_checkpoint
+from robustfdd.progress import Display, duration
+from robustfdd.threat import Norm, Threat
+from robustfdd.training import train
+from robustfdd.units import (
+    FORWARD_COST,
+    AttackUnit,
+    Subject,
+    TestSet,
+    attack_cells,
+    attack_model,
+    failure_of,
+    weights_digest,
+)
+
+#: Cost of a training step per image, in input gradients; only progress bars depend on it.
+TRAINING_COST = 1.5
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        ConfigurationError: there is no such device on this machine.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"--device {name}: no device of torch; allowed: cpu, cuda, cuda:INDEX") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigurationError(
+                f"--device {name}: torch sees {count} CUDA devices on this machine; use --device cpu"
+            )
+    elif device.type != "cpu":
+        raise ConfigurationError(f"--device {name}: allowed: cpu, cuda, cuda:INDEX")
+    return device
+
+
+def _check_methods(study: StudySpec, source: str) -> None:
+    for method in study.methods:
+        try:
+            build_dropout(method.dropout, **method.options)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: methods: {method.label}: {error}") from None
+        allowed = DROPOUTS[method.dropout].placements
+        if method.placement not in allowed:
+            raise ConfigurationError(
+                f"{source}: methods: {method.label}: placement {method.placement!r}; allowed: {', '.join(allowed)}"
+            )
+
+
+def plan(study: StudySpec) -> list[AttackUnit]:
+    """The attack units of a study, model by model in the order of its methods and seeds."""
+    attacks = {use.name: load_attack(use.name).with_parameters(use.parameters) for use in study.attacks}
+    return [
+        AttackUnit(
+            method.label,
+            seed,
+            attacks[use.name],
+            norm,
+            engine,
+            tuple(eps for eps in grid if eps > 0),
+            study.eps_unit,
+        )
+        for method in study.methods
+        for seed in study.seeds
+        for use in study.attacks
+        for norm, grid in use.eps.items()
+        for engine in study.engines
+    ]
+
+
+def run_evaluation(
+    name_or_path: str | Path,
+    *,
+    out: Path | None = None,
+    device: str | torch.device = "cpu",
+    resume: bool = True,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    data_root: Path | None = None,
+    batch_size: int = 128,
+    console: Console | None = None,
+    command: str | None = None,
+) -> Path:
+    """Run a study: train its models, attack them, write the records.
+
+    Args:
+        name_or_path: a study of ``robustfdd list``, or the path of a study file.
+        out: the run directory; ``runs/NAME`` when None.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:INDEX"``.
+        resume: go on with a run of the same study found in ``out``; an error when False.
+        overrides: ``"dotted.key=value"`` changes to the study, kept in the manifest.
+        only: labels of the methods to run; all when empty.
+        data_root: where data sets lie or are downloaded to; see :func:`robustfdd.load_dataset`.
+        batch_size: images attacked at once; no result depends on it.
+        console: where to show progress; nowhere when None.
+        command: the command line, for the manifest.
+
+    Returns:
+        The run directory. Units that failed are under its ``failures/``, see :func:`robustfdd.records.load_run`.
+
+    Raises:
+        ConfigurationError: the study, an override or the device is wrong.
+        DatasetError: the data set cannot be loaded.
+        RunDirectoryError: ``out`` holds another run.
+    """
+    study = load_study(name_or_path, overrides, only)
+    _check_methods(study, str(name_or_path))
+    target = resolve_device(device)
+    run = out if out is not None else Path("runs") / study.name
+    dataset = load_dataset(study.dataset, root=data_root)
+    n_test = len(dataset.test.labels)
+    test = TestSet.choose(dataset.to(target), study.test_images)
+    eps_scale = dataset.std if study.normalization == "z-score" else 1.0
+    units = plan(study)
+    manifest = make_manifest(
+        describe_study(study, {unit.attack.name: unit.attack for unit in units}),
+        dataset,
+        units,
+        eps_scale=eps_scale,
+        overrides=[*overrides, *(f"only {label}" for label in only)],
+        command=command,
+        device=target,
+    )
+    open_run(run, manifest, resume=resume)
+
+    training_cost = TRAINING_COST * study.recipe.epochs * len(dataset.train.labels) + FORWARD_COST * n_test
+    n_models = len(study.methods) * len(study.seeds)
+    total = n_models * training_cost + sum(unit.cost(len(test.index)) for unit in units)
+    with Display(total, console) as display:
+        display.say(
+            f"{study.title}: {n_models} models, {len(units)} attack runs on {len(test.index)} test images of "
+            f"{dataset.title}, on {target}, into {run}"
+        )
+        for method in study.methods:
+            for seed in study.seeds:
+                mine = [unit for unit in units if (unit.method, unit.seed) == (method.label, seed)]
+                name = f"{method.label}--seed{seed}"
+                try:
+                    model = _trained(run, name, study, method, seed, test.dataset, training_cost, display)
+                except Exception as error:  # one failing model must not take the others with it
+                    failure = failure_of(name, "train", method.label, seed, error)
+                    records.write_failure(run, failure)
+                    display.finish(f"FAILED: {failure.error}: {failure.message}")
+                    display.skip(sum(unit.cost(len(test.index)) for unit in mine))
+                    continue
+                subject = Subject(
+                    study.name, method.label, seed, eps_scale, file_sha256(run / "models" / f"{name}.safetensors")
+                )
+                attack_model(run, model, mine, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
+    return run
+
+
+def _trained(
+    run: Path,
+    name: str,
+    study: StudySpec,
+    method: Method,
+    seed: int,
+    dataset: Dataset,
+    cost: float,
+    display: Display,
+) -> ResNet18:
+    """The model of one method and seed: loaded if its checkpoint is of the same recipe and data, else trained."""
+    path = run / "models" / f"{name}.safetensors"
+    model = build_model(
+        dataset,
+        method.dropout,
+        width=study.model.width,
+        normalization=study.normalization,
+        placement=method.placement,
+        seed=seed,
+        **method.options,
+    )
+    if _is_of(path, model, study, seed, dataset):
+        display.skip(cost)
+        return load_model(path, dataset.test.images.device)
+    display.start(f"train {method.label} seed {seed} ({study.recipe.epochs} epochs)", cost)
+    checkpoint = train(
+        model.to(dataset.test.images.device),
+        dataset,
+        study.recipe,
+        seed=seed,
+        out=path,
+        label=method.label,
+        advance=lambda n: display.advance(TRAINING_COST * n),
+    )
+    (run / "failures" / f"{name}.json").unlink(missing_ok=True)
+    history = records.read_json(path.with_suffix(".json"))
+    display.finish(f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}")
+    return load_model(checkpoint.path, dataset.test.images.device)
+
+
+def _is_of(path: Path, model: ResNet18, study: StudySpec, seed: int, dataset: Dataset) -> bool:
+    """Whether the checkpoint and its history are whole and came from the same recipe, seed, data and versions."""
+    try:
+        checkpoint = read_checkpoint(path)
+        history = records.read_json(path.with_suffix(".json"))
+    except (CheckpointError, RunDirectoryError):
+        return False
+    made_of = (checkpoint.config, checkpoint.provenance.get("recipe"), checkpoint.provenance.get("seed"))
+    same_data = checkpoint.provenance.get("dataset_sha256") == dataset.sha256
+    return (
+        made_of == (model.config, study.recipe.model_dump(), seed)
+        and same_data
+        and (history.get("sha256") == checkpoint.sha256)
+    )
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset | str,
+    attacks: Sequence[str | AttackSpec],
+    threats: Sequence[Threat],
+    *,
+    engines: Sequence[EngineName] = ("foolbox",),
+    out: Path | None = None,
+    label: str = "model",
+    eps_scale: float | None = None,
+    eps_unit: EpsUnit = "pixel",
+    test_images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 128,
+    console: Console | None = None,
+    command: str | None = None,
+) -> pd.DataFrame:
+    """Attack anybody's trained classifier and record what became of every test image.
+
+    Args:
+        model: any torch module: pixels in [0, 1] in, logits out, normalisation inside.
+        dataset: a data set or the name of one; it is moved to the device of the model.
+        attacks: names, paths of attack files, or specifications.
+        threats: norms and radii in pixel units; every attack runs at each of them, and at eps = 0.
+        engines: the libraries; reports show the first.
+        out: a run directory to write, from which :func:`robustfdd.write_report` makes a report; only the return value
+            when None.
+        label: what records call the model.
+        eps_scale: pixel epsilon = normalised epsilon times this. When None: the standard deviation that a model of
+            this package divides by, and that of the data set for any other.
+        eps_unit: the unit that the report names first.
+        test_images: how many test images are attacked, chosen evenly over the classes; all when None.
+        seed: of everything random in the attacks.
+        batch_size: images attacked at once; no result depends on it.
+        console: where to show progress; nowhere when None.
+        command: the command line, for the manifest.
+
+    Returns:
+        One row a cell, with the columns of :data:`robustfdd.records.SCHEMA`.
+
+    Raises:
+        ConfigurationError: an attack, engine or label is unknown or wrong.
+        DatasetError: the data set cannot be loaded.
+        ModelContractError: the model does not keep the contract.
+        RunDirectoryError: ``out`` holds another run.
+        EngineError: an attack failed, and there is no ``out`` to note it in.
+    """
+    specs = [a if isinstance(a, AttackSpec) else load_attack(a) for a in attacks]
+    grids: dict[Norm, list[float]] = {}
+    for threat in threats:
+        grids.setdefault(threat.norm, []).append(threat.eps)
+    if not specs or not grids or not engines:
+        raise ConfigurationError("evaluate needs at least one attack, one threat and one engine")
+    data = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    if eps_scale is None:
+        eps_scale = model.config.std if isinstance(model, ResNet18) else data.std
+    study_eps: dict[Norm, tuple[float, ...]] = {
+        norm: tuple(catalogue.normalized_eps(e, "pixel", eps_scale) if eps_unit == "normalized" else e for e in grid)
+        for norm, grid in grids.items()
+    }
+    uses = [
+        catalogue.parse(catalogue.AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats")
+        for spec in specs
+    ]
+    catalogue.parse(catalogue.Method, {"dropout": label}, "evaluate: label")
+    units = [
+        AttackUnit(label, -1, spec, norm, engine, tuple(e for e in grid if e > 0), eps_unit)
+        for spec, use in zip(specs, uses, strict=True)
+        for norm, grid in use.eps.items()
+        for engine in engines
+    ]
+    for unit in units:
+        unit.attack.spelled(get_engine(unit.engine).name, Threat(unit.norm, 1.0), 1)
+
+    test = TestSet.choose(data.to(device_of(model)), test_images)
+    clean = test.clean(model, batch_size)
+    subject = Subject(label, label, -1, eps_scale, weights_digest(model))
+    total = sum(unit.cost(len(test.index)) for unit in units)
+    if out is None:
+        with Display(total, console) as display:
+            rows = []
+            for unit in units:
+                display.start(f"{unit.attack.title} {unit.norm} through {unit.engine}", unit.cost(len(test.index)))
+                cells = attack_cells(
+                    model, clean, unit, subject, test, attack_seed=seed, batch_size=batch_size, display=display
+                )
+                rows += [cell.row() for cell in cells]
+                display.finish()
+        return pd.DataFrame(rows, columns=list(records.SCHEMA.names))
+
+    study: dict[str, Any] = {
+        "name": label,
+        "title": f"Robustness of {label}",
+        "description": "",
+        "dataset": data.name,
+        "eps_unit": eps_unit,
+        "normalization": "z-score" if eps_scale != 1.0 else "zero-one",
+        "protocol": "paper",
+        "engines": list(engines),
+        "seeds": [-1],
+        "test_images": test_images,
+        "methods": [{"label": label, "title": label, "dropout": None, "placement": None, "options": {}}],
+        "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
+        "recipe": None,
+        "attacks": [describe_attack(spec, use.eps) for spec, use in zip(specs, uses, strict=True)],
+        "open_choices": {},
+    }
+    manifest = make_manifest(
+        study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
+    )
+    open_run(out, manifest, resume=True)
+    with Display(total, console) as display:
+        attack_model(out, model, units, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
+    return records.load_run(out).cells.drop(columns="unit")

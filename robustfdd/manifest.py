@@ -1,0 +1,159 @@
+"""The manifest of a run: what was asked for, on what data, with what, on what machine."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustfdd import provenance, records
+from robustfdd.catalogue import AttackSpec, Method, StudySpec
+from robustfdd.datasets import Dataset
+from robustfdd.dropouts import DROPOUTS
+from robustfdd.errors import RunDirectoryError
+from robustfdd.threat import Norm
+from robustfdd.units import AttackUnit
+
+
+def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "title": dataset.title,
+        "sha256": dataset.sha256,
+        "n_train": len(dataset.train.labels),
+        "n_test": len(dataset.test.labels),
+        "image_shape": list(dataset.image_shape),
+        "classes": list(dataset.classes),
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "source": dataset.source,
+    }
+
+
+def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]]) -> dict[str, Any]:
+    """One attack of a study, with its epsilons in the study's unit."""
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "reference": spec.reference,
+        "deterministic": spec.deterministic,
+        "eps": {norm: list(grid) for norm, grid in eps.items()},
+        "parameters": dict(spec.parameters),
+    }
+
+
+def _describe_method(method: Method) -> dict[str, Any]:
+    return {
+        "label": method.label,
+        "title": DROPOUTS[method.dropout].title if method.label == method.dropout else method.label,
+        "dropout": method.dropout,
+        "placement": method.placement,
+        "options": dict(method.options),
+    }
+
+
+def describe_study(study: StudySpec, attacks: Mapping[str, AttackSpec]) -> dict[str, Any]:
+    """A study with everything it refers to spelled out, so that a report needs no other file."""
+    return {
+        "name": study.name,
+        "title": study.title,
+        "description": study.description,
+        "dataset": study.dataset,
+        "eps_unit": study.eps_unit,
+        "normalization": study.normalization,
+        "protocol": study.protocol,
+        "engines": list(study.engines),
+        "seeds": list(study.seeds),
+        "test_images": study.test_images,
+        "methods": [_describe_method(m) for m in study.methods],
+        "model": {"architecture": "ResNet-18", **study.model.model_dump()},
+        "recipe": study.recipe.model_dump(),
+        "attacks": [describe_attack(attacks[use.name], use.eps) for use in study.attacks],
+        "open_choices": dict(study.open_choices),
+    }
+
+
+def _differences(old: object, new: object, at: str = "") -> Iterable[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else str(key))
+    elif old != new:
+        yield at
+
+
+def open_run(run: Path, manifest: dict[str, Any], *, resume: bool) -> None:
+    """Begin a run directory, or make sure that the one found holds the same run.
+
+    Raises:
+        RunDirectoryError: it holds something else; nothing in it is touched.
+    """
+    path = run / "manifest.json"
+    if not path.is_file():
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise RunDirectoryError(f"{run}: exists and is no run directory; name an empty or a new one with --out")
+        records.write_json(path, manifest)
+        return
+    found = records.read_json(path)
+
+    def identity(content: Mapping[str, Any]) -> dict[str, Any]:
+        hardware = content.get("hardware") or {}
+        return {
+            "format": content.get("format"),
+            "study": content.get("study"),
+            "dataset": (content.get("dataset") or {}).get("sha256"),
+            "device": str(hardware.get("device")).partition(":")[0],
+        }
+
+    # Through JSON, so that what was written and what would be written are compared in the same form.
+    different = list(_differences(identity(found), json.loads(json.dumps(identity(manifest)))))
+    if different:
+        shown = ", ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
+        raise RunDirectoryError(f"{run}: holds another run (different: {shown}); name another directory with --out")
+    if not resume:
+        raise RunDirectoryError(f"{run}: holds this run already; resume it, or name another directory with --out")
+
+
+def make_manifest(
+    study: dict[str, Any],
+    dataset: Dataset,
+    units: Sequence[AttackUnit],
+    *,
+    eps_scale: float,
+    overrides: Sequence[str],
+    command: str | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The manifest of a run that is about to begin.
+
+    Args:
+        study: from :func:`describe_study`, or the same form.
+        dataset: what is trained and attacked on.
+        units: the whole plan.
+        eps_scale: pixel epsilon = normalised epsilon times this.
+        overrides: what was changed in the study from outside its file.
+        command: the command line, if there was one.
+        device: where it is computed.
+    """
+    return {
+        "format": records.FORMAT,
+        "study": study,
+        "overrides": list(overrides),
+        "eps_scale": eps_scale,
+        "dataset": _describe_dataset(dataset),
+        "units": [unit.entry() for unit in units],
+        "command": command,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(device),
+        "git": provenance.git(),
+    }
+
+
+def command_line() -> str:
+    """The command that is running, for the manifest."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])

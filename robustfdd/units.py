@@ -1,0 +1,278 @@
+"""The units of work of a study or of one model: what they are, what their results depend on, how one is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from robustfdd import catalogue, provenance, records
+from robustfdd.catalogue import AttackSpec, EngineName, EpsUnit
+from robustfdd.datasets import Dataset
+from robustfdd.datasets.base import test_indices
+from robustfdd.engines import get_engine
+from robustfdd.measure import CleanOutcome, clean_outcome, measure
+from robustfdd.progress import Display
+from robustfdd.records import Cell, Failure
+from robustfdd.threat import Norm, Threat
+
+#: Cost of a forward pass, in input gradients; only progress bars depend on it.
+FORWARD_COST = 0.4
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model under attack, as records name it.
+
+    Attributes:
+        study: name of the study.
+        method: label of the regulariser, or of somebody's model.
+        seed: of the training run; -1 for a model that was not trained here.
+        eps_scale: pixel epsilon = normalised epsilon times this.
+        identity: a hash of the weights; results belong to it.
+    """
+
+    study: str
+    method: str
+    seed: int
+    eps_scale: float
+    identity: str
+
+
+@dataclass(frozen=True)
+class AttackUnit:
+    """One model under one attack, norm and engine, over all its epsilons.
+
+    Attributes:
+        method: label of the method.
+        seed: of the training run.
+        attack: what to run.
+        norm: of the threat.
+        engine: the library.
+        eps: ascending, in ``eps_unit``, without 0.
+        eps_unit: of ``eps``.
+    """
+
+    method: str
+    seed: int
+    attack: AttackSpec
+    norm: Norm
+    engine: EngineName
+    eps: tuple[float, ...]
+    eps_unit: EpsUnit
+
+    @property
+    def name(self) -> str:
+        """Also the name of its results file."""
+        seed = f"--seed{self.seed}" if self.seed >= 0 else ""
+        return f"{self.method}{seed}--{self.attack.name}--{self.norm}--{self.engine}"
+
+    def cost(self, n_images: int) -> float:
+        """In input gradients of one image."""
+        return n_images * len(self.eps) * (self.attack.n_gradients + FORWARD_COST)
+
+    def entry(self) -> dict[str, Any]:
+        """The unit in the manifest's plan."""
+        return {
+            "unit": self.name,
+            "method": self.method,
+            "seed": self.seed,
+            "attack": self.attack.name,
+            "norm": self.norm,
+            "engine": self.engine,
+        }
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The test images that are attacked, the same for every model of a run.
+
+    Attributes:
+        dataset: the whole data set.
+        index: ascending positions in its test split.
+    """
+
+    __test__ = False  # not a test for pytest to collect
+
+    dataset: Dataset
+    index: npt.NDArray[np.int64]
+
+    @classmethod
+    def choose(cls, dataset: Dataset, n: int | None) -> TestSet:
+        """A fixed choice of ``n`` test images, evenly over the classes; all when None."""
+        index = test_indices(dataset.test.labels, len(dataset.test.labels) if n is None else n, seed=0)
+        return cls(dataset, index.cpu().numpy())
+
+    def clean(self, model: nn.Module, batch_size: int) -> CleanOutcome:
+        """What the model says of them before any attack."""
+        index = torch.from_numpy(self.index).to(self.dataset.test.labels.device)
+        return clean_outcome(
+            model,
+            self.dataset.test.images[index],
+            self.dataset.test.labels[index],
+            n_classes=self.dataset.n_classes,
+            batch_size=batch_size,
+        )
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of the model's class, parameters and buffers."""
+    digest = hashlib.sha256(type(model).__qualname__.encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int) -> str:
+    """A hash of everything that the unit's result depends on."""
+    libraries = provenance.versions()
+    return _digest(
+        {
+            "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity],
+            "attack": unit.attack.model_dump(mode="json"),
+            "threats": [unit.norm, list(unit.eps), unit.eps_unit],
+            "engine": unit.engine,
+            "attack_seed": attack_seed,
+            "data": [test.dataset.sha256, _digest(test.index.tolist())],
+            "versions": libraries,
+        }
+    )
+
+
+def attack_cells(
+    model: nn.Module,
+    clean: CleanOutcome,
+    unit: AttackUnit,
+    subject: Subject,
+    test: TestSet,
+    *,
+    attack_seed: int,
+    batch_size: int,
+    display: Display,
+) -> list[Cell]:
+    """Run one unit: a cell for eps = 0 and one for each of its epsilons."""
+    engine = get_engine(unit.engine)
+    labels = clean.labels.cpu().numpy().astype(np.int32)
+    clean_prediction = clean.prediction.cpu().numpy().astype(np.int32)
+    cells = []
+    for eps in (0.0, *unit.eps):
+        eps_pixel = catalogue.pixel_eps(eps, unit.eps_unit, subject.eps_scale)
+        result = measure(
+            model,
+            clean,
+            unit.attack,
+            Threat(unit.norm, eps_pixel),
+            engine=engine,
+            seed=attack_seed,
+            batch_size=batch_size,
+            advance=display.advance,
+        )
+        cells.append(
+            Cell(
+                study=subject.study,
+                method=subject.method,
+                dataset=test.dataset.name,
+                seed=subject.seed,
+                attack=unit.attack.name,
+                norm=unit.norm,
+                engine=unit.engine,
+                protocol="paper",
+                deterministic=unit.attack.deterministic,
+                eps_pixel=eps_pixel,
+                eps_normalized=catalogue.normalized_eps(eps, unit.eps_unit, subject.eps_scale),
+                attack_seed=attack_seed,
+                gradient_passes=result.gradient_passes,
+                seconds=result.seconds,
+                image_index=test.index.astype(np.int32),
+                label=labels,
+                clean_prediction=clean_prediction,
+                prediction=result.prediction,
+                outcome=result.outcome,
+                distance=result.distance,
+            )
+        )
+    return cells
+
+
+def failure_of(
+    unit: str, stage: str, method: str, seed: int, error: Exception, about: AttackUnit | None = None
+) -> Failure:
+    """The note about a unit that raised; ``about`` says which attack it was, if it was one."""
+    return Failure(
+        unit=unit,
+        stage=stage,
+        method=method,
+        seed=seed,
+        error=type(error).__name__,
+        message=str(error),
+        traceback="".join(traceback.format_exception(error)),
+        attack=about.attack.name if about else None,
+        norm=about.norm if about else None,
+        engine=about.engine if about else None,
+    )
+
+
+def attack_model(
+    run: Path,
+    model: nn.Module,
+    units: Sequence[AttackUnit],
+    subject: Subject,
+    test: TestSet,
+    *,
+    attack_seed: int,
+    batch_size: int,
+    display: Display,
+) -> list[Failure]:
+    """Run the units of one model that are not done yet; the failures, which are also written down."""
+    failures = []
+    clean: CleanOutcome | None = None
+    for unit in units:
+        path = run / "results" / f"{unit.name}.parquet"
+        key = _unit_key(unit, subject, test, attack_seed)
+        if records.read_key(path) == key:
+            display.skip(unit.cost(len(test.index)))
+            continue
+        seed = f" seed {unit.seed}" if unit.seed >= 0 else ""
+        display.start(
+            f"attack {unit.method}{seed}: {unit.attack.title} {unit.norm} through {unit.engine}",
+            unit.cost(len(test.index)),
+        )
+        note = ""
+        try:
+            if clean is None:
+                clean = test.clean(model, batch_size)
+            cells = attack_cells(
+                model,
+                clean,
+                unit,
+                subject,
+                test,
+                attack_seed=attack_seed,
+                batch_size=batch_size,
+                display=display,
+            )
+        except Exception as error:  # one failing unit must not take the others with it
+            failure = failure_of(unit.name, "attack", unit.method, unit.seed, error, unit)
+            path.unlink(missing_ok=True)
+            records.write_failure(run, failure)
+            failures.append(failure)
+            note = f"FAILED: {failure.error}: {failure.message}"
+        else:
+            records.write_cells(path, cells, key=key)
+            (run / "failures" / f"{unit.name}.json").unlink(missing_ok=True)
+        display.finish(note)
+    return failures
