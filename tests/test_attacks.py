@@ -97,7 +97,7 @@ def test_art_pgd_from_its_seeded_start(batch_size: int) -> None:
     """ART draws L-inf starts uniformly from NumPy's legacy generator, as the reference does."""
     model, x, y = linear_case()
     threat = Threat("linf", 0.1)
-    start = np.random.RandomState(7).uniform(-0.1, 0.1, (len(x), 20)).reshape(x.shape)  # noqa: NPY002
+    start = np.random.RandomState(7).uniform(-0.1, 0.1, (len(x), 20)).reshape(x.shape)
     x_adv = attack(model, x, y, "pgd", threat, engine="art", seed=7, batch_size=batch_size)
     assert x_adv.numpy() == pytest.approx(pgd_reference(model, x, y, start, threat), abs=1e-6)
 

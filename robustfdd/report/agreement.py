@@ -1,0 +1,268 @@
+"""Whether two engines agree on the same attack: per sample, and in the headline figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from robustfdd.records import Outcome
+from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.results import Place, Results
+from robustfdd.report.study import Epsilon, EpsUnit, norm_title, number, one_image, signed, unit_titles
+
+#: Two engines that run one deterministic attack on one model should find the same; more than this many percentage
+#: points of robust accuracy between them is more than rounding can explain.
+TOLERANCE_POINTS = 0.5
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two engines on one model, attack, norm and radius, over the test images that both have.
+
+    Attributes:
+        study: its name.
+        method: the method's label; ``method_title`` is the one for people.
+        seed: of the training run.
+        attack: the attack's name; ``attack_title`` is the one for people.
+        norm: ``"linf"`` or ``"l2"``.
+        eps: the radius, in both units.
+        engines: the two, in the study's order.
+        deterministic: whether the attack is, given the model.
+        n_images: images that both engines have.
+        n_attacked: images that both attacked.
+        n_same: those of them with the same outcome.
+        robust_accuracy: of each engine, over ``n_images``, in [0, 1].
+    """
+
+    study: str
+    method: str
+    method_title: str
+    seed: int
+    attack: str
+    attack_title: str
+    norm: str
+    eps: Epsilon
+    engines: tuple[str, str]
+    deterministic: bool
+    n_images: int
+    n_attacked: int
+    n_same: int
+    robust_accuracy: tuple[float, float]
+
+    @property
+    def same_outcome(self) -> float | None:
+        """The share of attacked images with the same outcome; None if none was attacked by both."""
+        return self.n_same / self.n_attacked if self.n_attacked else None
+
+    @property
+    def difference(self) -> float:
+        """Robust accuracy of the second engine minus that of the first, in percentage points."""
+        # Both are counts over one number of images: rounding takes float noise away and nothing else.
+        return round(100 * (self.robust_accuracy[1] - self.robust_accuracy[0]), 9)
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the two differ although they should not."""
+        return self.deterministic and abs(self.difference) > TOLERANCE_POINTS
+
+    def __str__(self) -> str:
+        first, second = self.engines
+        return (
+            f"{self.attack_title}, {norm_title(self.norm)}, eps {number(self.eps.normalized)} normalised "
+            f"({number(self.eps.pixel)} pixel), {self.method_title}, seed {self.seed}: {second} differs from {first} "
+            f"by {signed(self.difference)} points of robust accuracy on {self.n_images:,} images"
+        )
+
+
+def compare_engines(results: Results) -> list[Agreement]:
+    """Compare every pair of engines at every radius where both have a record; empty with one engine."""
+    study = results.study
+    found = []
+    for attack in study.attacks:
+        for norm, grid in attack.eps.items():
+            for engines in combinations(study.engines, 2):
+                for step, eps in enumerate(grid, start=1):
+                    for method in study.methods:
+                        first, second = (
+                            results.rows(Place(method.label, attack.name, norm, engine, step)) for engine in engines
+                        )
+                        for seed in sorted(first.keys() & second.keys()):
+                            a, b = first[seed], second[seed]
+                            _, i, j = np.intersect1d(
+                                a["image_index"], b["image_index"], assume_unique=True, return_indices=True
+                            )
+                            if not len(i):
+                                continue
+                            outcome_a, outcome_b = np.asarray(a["outcome"])[i], np.asarray(b["outcome"])[j]
+                            attacked = (outcome_a != Outcome.MISCLASSIFIED) & (outcome_b != Outcome.MISCLASSIFIED)
+                            found.append(
+                                Agreement(
+                                    study=study.name,
+                                    method=method.label,
+                                    method_title=method.title,
+                                    seed=seed,
+                                    attack=attack.name,
+                                    attack_title=attack.title,
+                                    norm=norm,
+                                    eps=eps,
+                                    engines=engines,
+                                    deterministic=bool(a["deterministic"] and b["deterministic"]),
+                                    n_images=len(i),
+                                    n_attacked=int(attacked.sum()),
+                                    n_same=int((outcome_a == outcome_b)[attacked].sum()),
+                                    robust_accuracy=(
+                                        float((outcome_a == Outcome.SURVIVED).mean()),
+                                        float((outcome_b == Outcome.SURVIVED).mean()),
+                                    ),
+                                )
+                            )
+    return found
+
+
+def _by_attack(agreements: Sequence[Agreement]) -> list[list[Agreement]]:
+    groups = groupby(agreements, key=lambda item: (item.attack, item.norm, item.engines))
+    return [list(group) for _, group in groups]
+
+
+def _percent(share: float | None) -> str:
+    return GAP if share is None else f"{100 * share:.2f}"
+
+
+def _images(agreements: Sequence[Agreement]) -> str:
+    counts = sorted({item.n_images for item in agreements})
+    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+
+
+def _caption(agreements: Sequence[Agreement]) -> str:
+    images = min((item.n_images for item in agreements), default=0)
+    text = (
+        "Same outcome: share of the images attacked by both engines that both left correct or both broke. "
+        "Difference: robust accuracy of the second engine minus that of the first, in percentage points."
+    )
+    if images:
+        text += f" With {images:,} images, {one_image(images)}."
+    return text + (
+        f" A deterministic attack that differs by more than {number(TOLERANCE_POINTS)} points is marked DIFFERS."
+    )
+
+
+def summary_grid(agreements: Sequence[Agreement]) -> Grid:
+    """One line for each attack, norm and pair of engines, over all methods, seeds and radii."""
+    rows, alarms = [], set()
+    for i, group in enumerate(_by_attack(agreements)):
+        attacked = sum(item.n_attacked for item in group)
+        same = sum(item.n_same for item in group) / attacked if attacked else None
+        n_flagged = sum(item.flagged for item in group)
+        deterministic = all(item.deterministic for item in group)
+        widest = max(group, key=lambda item: abs(item.difference))
+        rows.append(
+            (
+                group[0].attack_title,
+                norm_title(group[0].norm),
+                f"{group[0].engines[1]} − {group[0].engines[0]}",
+                "yes" if deterministic else "no",
+                _images(group),
+                str(len(group)),
+                _percent(same),
+                signed(float(np.mean([item.difference for item in group]))),
+                signed(widest.difference),
+                f"DIFFERS ({n_flagged})" if n_flagged else ("0" if deterministic else GAP),
+            )
+        )
+        if n_flagged:
+            alarms.add(i)
+    return Grid(
+        name="agreement",
+        title="Agreement of the engines",
+        caption=_caption(agreements) + " Cells: combinations of method, seed and ε.",
+        headers=(
+            "Attack",
+            "Norm",
+            "Engines",
+            "Deterministic",
+            "Images",
+            "Cells",
+            "Same outcome (%)",
+            "Mean difference",
+            "Widest difference",
+            "Flagged cells",
+        ),
+        rows=tuple(rows),
+        n_text=4,
+        alarms=frozenset(alarms),
+    )
+
+
+def detail_grid(agreements: Sequence[Agreement], eps_unit: EpsUnit) -> Grid:
+    """One line for each method, seed, attack, norm, radius and pair of engines."""
+    return Grid(
+        name="agreement-cells",
+        title="Agreement of the engines, cell by cell",
+        caption=_caption(agreements),
+        headers=(
+            "Attack",
+            "Norm",
+            "Method",
+            "Engines",
+            "Seed",
+            *(f"ε ({unit})" for unit in unit_titles(eps_unit)),
+            "Images",
+            "Attacked",
+            "Same outcome (%)",
+            "Difference",
+            "Verdict",
+        ),
+        rows=tuple(
+            (
+                item.attack_title,
+                norm_title(item.norm),
+                item.method_title,
+                f"{item.engines[1]} − {item.engines[0]}",
+                str(item.seed),
+                *item.eps.texts(eps_unit),
+                f"{item.n_images:,}",
+                f"{item.n_attacked:,}",
+                _percent(item.same_outcome),
+                signed(item.difference),
+                "DIFFERS" if item.flagged else ("ok" if item.deterministic else "random"),
+            )
+            for item in agreements
+        ),
+        n_text=4,
+        rules=group_starts([f"{item.attack}\n{item.norm}\n{item.engines}" for item in agreements]),
+        alarms=frozenset(i for i, item in enumerate(agreements) if item.flagged),
+    )
+
+
+def agreement_frame(agreements: Sequence[Agreement]) -> pd.DataFrame:
+    """The comparison as data, one row a cell; shares in [0, 1], the difference in percentage points."""
+    records: list[dict[str, Any]] = [
+        {
+            "study": item.study,
+            "method": item.method,
+            "seed": item.seed,
+            "attack": item.attack,
+            "norm": item.norm,
+            "eps_normalized": item.eps.normalized,
+            "eps_pixel": item.eps.pixel,
+            "deterministic": item.deterministic,
+            "engine_a": item.engines[0],
+            "engine_b": item.engines[1],
+            "n_images": item.n_images,
+            "n_attacked": item.n_attacked,
+            "n_same": item.n_same,
+            "same_outcome": item.same_outcome,
+            "robust_accuracy_a": item.robust_accuracy[0],
+            "robust_accuracy_b": item.robust_accuracy[1],
+            "difference_points": item.difference,
+            "flagged": item.flagged,
+        }
+        for item in agreements
+    ]
+    frame: pd.DataFrame = pd.DataFrame.from_records(records)
+    return frame

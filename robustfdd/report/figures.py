@@ -1,0 +1,180 @@
+"""The figures as files: PNG for the screen and PDF, with its fonts embedded, for print."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from robustfdd.report.curves import Panel
+from robustfdd.report.results import Results
+from robustfdd.report.style import Style, style
+
+_DPI = 160
+_SETTINGS: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # Matplotlib brings it along, so a figure is the same everywhere
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#6b7280",
+    "axes.titlesize": 11,
+    "axes.axisbelow": True,
+    "grid.color": "#e5e7eb",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
+    "pdf.fonttype": 42,  # TrueType, not Type 3, which publishers refuse
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def _drawing() -> Iterator[None]:
+    with mpl.rc_context(), warnings.catch_warnings():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        # A name may hold a character that the font lacks; it is shown as a box.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
+
+
+def _render(figure: Figure) -> dict[str, bytes]:
+    """The figure as PNG and PDF, by file extension; without a date, so that the bytes depend on the figure alone."""
+    # Lay out once: left in place, the layout engine would run again for each file, which doubles the time.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    files = {}
+    for extension, metadata in (("png", {}), ("pdf", {"CreationDate": None})):
+        buffer = BytesIO()
+        figure.savefig(buffer, format=extension, dpi=_DPI, metadata=metadata)
+        files[extension] = buffer.getvalue()
+    return files
+
+
+def _legend(figure: Figure, styles: Sequence[Style], titles: Sequence[str], *, marker: bool, **where: Any) -> None:
+    handles = [
+        Line2D([], [], color=item.colour, linestyle=item.line, marker=item.marker if marker else "") for item in styles
+    ]
+    # Matplotlib leaves out a label that starts with an underscore, so the names are put in afterwards.
+    legend = figure.legend(handles, [str(i) for i in range(len(titles))], **where)
+    for text, title in zip(legend.get_texts(), titles, strict=True):
+        text.set_text(title)
+
+
+def _draw_panel(axes: Axes, panel: Panel, *, characters: float) -> None:
+    positions = np.asarray(panel.axis.positions)
+    for curve in panel.curves:
+        mean = np.array([np.nan if entry.mean is None else entry.mean for entry in curve.entries])
+        std = np.array([np.nan if entry.std is None else entry.std for entry in curve.entries])
+        look = curve.style
+        axes.plot(positions, mean, color=look.colour, linestyle=look.line, marker=look.marker, clip_on=False)
+        if np.isfinite(std).any():
+            axes.fill_between(positions, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0)
+    axes.set_title(panel.title)
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(0, 100)
+    axes.grid(True)
+
+    def ticks(labels: Sequence[str]) -> list[str]:
+        shown = panel.axis.labelled(labels, characters)
+        return [label if i in shown else "" for i, label in enumerate(labels)]
+
+    axes.set_xticks(positions, ticks(panel.axis.labels[0]))
+    axes.set_xlabel(panel.axis.title)
+    if panel.axis.two_units:
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(positions, ticks(panel.axis.labels[1]))
+        top.spines["top"].set_visible(True)
+        top.set_xlabel(f"ε ({panel.axis.units[1]})")
+
+
+def draw_panel(panel: Panel) -> dict[str, bytes]:
+    """One attack in one norm: robust accuracy over epsilon, all methods, a band of one standard deviation over seeds.
+
+    Returns:
+        The files by extension, ``png`` and ``pdf``.
+    """
+    with _drawing():
+        figure = Figure(figsize=(7.2, 4.2))
+        axes = figure.add_subplot()
+        _draw_panel(axes, panel, characters=50)
+        axes.set_ylabel("Robust accuracy (%)")
+        titles = [curve.method.title for curve in panel.curves]
+        _legend(figure, [c.style for c in panel.curves], titles, marker=True, loc="outside right center")
+        return _render(figure)
+
+
+def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
+    """All panels side by side, norms down and attacks across, under one legend.
+
+    Returns:
+        The files by extension, ``png`` and ``pdf``.
+    """
+    norms = list(dict.fromkeys(panel.norm for panel in found))
+    attacks = list(dict.fromkeys(panel.attack for panel in found))
+    n_columns = len(attacks)
+    with _drawing():
+        mpl.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 9})
+        figure = Figure(figsize=(max(3.3 * n_columns, 5.0), 3.1 * len(norms) + 0.6))
+        grid = figure.subplots(len(norms), n_columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for panel in found:
+            row, column = norms.index(panel.norm), attacks.index(panel.attack)
+            axes = grid[row, column]
+            axes.set_axis_on()
+            _draw_panel(axes, panel, characters=33)
+            if column == 0:
+                axes.set_ylabel("Robust accuracy (%)")
+        curves = found[0].curves
+        _legend(
+            figure,
+            [curve.style for curve in curves],
+            [curve.method.title for curve in curves],
+            marker=True,
+            loc="outside lower center",
+            ncols=min(len(curves), 2 * n_columns),
+        )
+        return _render(figure)
+
+
+def draw_training(results: Results) -> dict[str, bytes] | None:
+    """Training loss and accuracy over epochs, one line a model; None where no epochs are recorded.
+
+    Returns:
+        The files by extension, ``png`` and ``pdf``.
+    """
+    methods = [method.label for method in results.study.methods]
+    models = [model for model in results.run.models if model.get("epochs") and model.get("method") in methods]
+    if not models:
+        return None
+    shown = [method for method in results.study.methods if any(model["method"] == method.label for model in models)]
+    with _drawing():
+        figure = Figure(figsize=(9.6, 3.6))
+        loss, accuracy = figure.subplots(1, 2)
+        for model in models:
+            look = style(methods.index(model["method"]))
+            epochs = range(1, len(model["epochs"]) + 1)
+            # A marker where there is one epoch, or nothing would be seen.
+            marker = look.marker if len(epochs) == 1 else ""
+            line = {"color": look.colour, "linestyle": look.line, "marker": marker}
+            loss.plot(epochs, [entry.get("loss", np.nan) for entry in model["epochs"]], **line)
+            accuracy.plot(epochs, [100 * entry.get("train_accuracy", np.nan) for entry in model["epochs"]], **line)
+        for axes, label in ((loss, "Training loss"), (accuracy, "Training accuracy (%)")):
+            axes.set_xlabel("Epoch")
+            axes.set_ylabel(label)
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(True)
+        styles = [style(methods.index(method.label)) for method in shown]
+        titles = [method.title for method in shown]
+        _legend(figure, styles, titles, marker=False, loc="outside right center")
+        return _render(figure)

@@ -1,0 +1,91 @@
+"""A table as it is read: headers, cells as text, marks. Markdown, LaTeX, HTML and the terminal show this one form."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+#: What stands where there is no record.
+GAP = "–"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table ready to be shown.
+
+    Attributes:
+        name: the stem of its files and of its LaTeX label.
+        title: a heading in plain text.
+        caption: what a reader must know to read the figures, in plain text.
+        headers: one for each column, in plain text.
+        rows: the cells, in plain text.
+        n_text: how many columns at the left hold names and are set flush left; the others hold figures.
+        marks: (row, column) of the cells in bold.
+        rules: rows above which a line separates two groups.
+        alarms: rows that a reader must not overlook.
+    """
+
+    name: str
+    title: str
+    caption: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    n_text: int
+    marks: frozenset[tuple[int, int]] = field(default_factory=frozenset)
+    rules: frozenset[int] = field(default_factory=frozenset)
+    alarms: frozenset[int] = field(default_factory=frozenset)
+
+
+def group_starts(names: list[str]) -> frozenset[int]:
+    """Rows, other than the first, whose name differs from the one above."""
+    return frozenset(i for i in range(1, len(names)) if names[i] != names[i - 1])
+
+
+def escape_markdown(text: str) -> str:
+    """Plain text as Markdown that shows it unchanged inside a table cell."""
+    return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", " ".join(text.split()))
+
+
+def to_markdown(grid: Grid) -> str:
+    """A GitHub-flavoured Markdown table under its title and caption."""
+
+    def line(cells: list[str]) -> str:
+        return "| " + " | ".join(cells) + " |"
+
+    def cell(row: int, column: int, text: str) -> str:
+        escaped = escape_markdown(text)
+        return f"**{escaped}**" if (row, column) in grid.marks else escaped
+
+    align = [":--" if column < grid.n_text else "--:" for column in range(len(grid.headers))]
+    lines = [f"**{escape_markdown(grid.title)}**", "", escape_markdown(grid.caption), ""]
+    lines += [line([escape_markdown(header) for header in grid.headers]), line(align)]
+    lines += [line([cell(i, j, text) for j, text in enumerate(row)]) for i, row in enumerate(grid.rows)]
+    return "\n".join(lines) + "\n"
+
+
+def to_rich(grid: Grid) -> Table:
+    """The table for a terminal; names are shown as they are, whatever console markup they look like."""
+    table = Table(
+        title=Text(grid.title),
+        caption=Text(grid.caption),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for column, header in enumerate(grid.headers):
+        text = column < grid.n_text
+        # Words one below the other, or the headers would be wider than the figures under them.
+        table.add_column(
+            Text(header.replace(" ", "\n")), justify="left" if text else "right", no_wrap=not text, vertical="bottom"
+        )
+    for i, row in enumerate(grid.rows):
+        table.add_row(
+            *(Text(text, style="bold" if (i, j) in grid.marks else "") for j, text in enumerate(row)),
+            end_section=i + 1 in grid.rules,
+            style="red" if i in grid.alarms else None,
+        )
+    return table

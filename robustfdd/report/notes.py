@@ -1,0 +1,152 @@
+"""What a reader must know before trusting the figures, taken from the records and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from robustfdd.report.agreement import TOLERANCE_POINTS, Agreement
+from robustfdd.report.results import Results
+from robustfdd.report.study import norm_title, number, one_image, signed
+from robustfdd.report.tables import half_width
+
+#: Below this, sampling alone can move a figure by more than 3 points.
+_FEW_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Note:
+    """One remark; a ``"warning"`` puts figures in doubt, an ``"info"`` limits what they say."""
+
+    level: Literal["warning", "info"]
+    title: str
+    text: str
+
+
+def _disagreements(agreements: Sequence[Agreement]) -> list[Note]:
+    flagged = [item for item in agreements if item.flagged]
+    found = []
+    for (attack, norm, engines), group in groupby(flagged, key=lambda item: (item.attack, item.norm, item.engines)):
+        cells = list(group)
+        compared = [item for item in agreements if (item.attack, item.norm, item.engines) == (attack, norm, engines)]
+        widest = max(cells, key=lambda item: abs(item.difference))
+        found.append(
+            Note(
+                "warning",
+                f"{engines[0]} and {engines[1]} disagree on {widest.attack_title}, {norm_title(norm)}",
+                f"The attack is deterministic, yet in {len(cells)} of {len(compared)} cells robust accuracy differs by "
+                f"more than {number(TOLERANCE_POINTS)} points. Widest: {signed(widest.difference)} points "
+                f"({engines[1]} minus {engines[0]}) for {widest.method_title}, seed {widest.seed}, "
+                f"ε = {number(widest.eps.normalized)} normalised, on {widest.n_images:,} images "
+                f"({one_image(widest.n_images)}).",
+            )
+        )
+    return found
+
+
+def _gaps(results: Results) -> list[Note]:
+    found = []
+    failures = results.run.failures
+    if failures:
+        found.append(
+            Note(
+                "warning",
+                "1 unit failed" if len(failures) == 1 else f"{len(failures)} units failed",
+                "What failed has no record and shows as a gap, never as a number. The failures are listed below.",
+            )
+        )
+    states = results.unit_states()
+    failed = {failure.unit for failure in failures}
+    waiting = [state for state in states if state.missing and state.unit.unit not in failed]
+    if not results.places:
+        found.append(
+            Note("warning", "There are no results yet", f"The plan has {len(states)} units; none has a record.")
+        )
+    elif waiting:
+        found.append(
+            Note(
+                "warning",
+                f"{len(waiting)} of {len(states)} units not run, or not to the end",
+                "What is missing shows as a gap. The units are listed below.",
+            )
+        )
+    if results.unplanned:
+        found.append(
+            Note(
+                "warning",
+                f"{results.unplanned} records left out",
+                "They belong to no unit or epsilon of the plan in manifest.json, so no table or figure shows them.",
+            )
+        )
+    return found
+
+
+def _limits(results: Results) -> list[Note]:
+    study, manifest = results.study, results.run.manifest
+    found = []
+    images = results.counts("n_images")
+    if images and images[0] < _FEW_IMAGES:
+        found.append(
+            Note(
+                "info",
+                f"Only {images[0]:,} test images" if images[0] > 1 else "Only one test image",
+                f"{one_image(images[0]).capitalize()}, and a figure is known to within "
+                f"±{half_width(images[0]):.1f} points at worst (binomial 95 % interval, Wilson).",
+            )
+        )
+    if len(study.seeds) == 1 and study.seeds != (-1,):
+        found.append(
+            Note(
+                "info",
+                "One training seed",
+                "How much the figures vary from one training run to the next is not measured here, so a small "
+                "difference between two methods may be chance.",
+            )
+        )
+    overrides = manifest.get("overrides") or []
+    if overrides:
+        found.append(
+            Note(
+                "info",
+                "The study was run with changes",
+                "Overridden on the command line: " + ", ".join(map(str, overrides)) + ".",
+            )
+        )
+    git = manifest.get("git") or {}
+    if git.get("dirty"):
+        found.append(
+            Note(
+                "info", "Uncommitted code", f"The code differs from commit {git.get('commit')}, which is the one noted."
+            )
+        )
+    return found
+
+
+def notes(results: Results, agreements: Sequence[Agreement]) -> list[Note]:
+    """All remarks on a run, the gravest first.
+
+    Args:
+        results: the run.
+        agreements: the comparison of its engines.
+    """
+    found = _disagreements(agreements) + _gaps(results)
+    unsteady = results.unsteady_methods()
+    declared = [method.label for method in results.study.methods if method.random_forward]
+    if unsteady or declared:
+        titles = ", ".join(m.title for m in results.study.methods if m.label in {*unsteady, *declared})
+        cause = (
+            "Their predictions on clean images differ between units"
+            if unsteady
+            else "Their settings keep dropout on at test time"
+        )
+        found.append(
+            Note(
+                "warning",
+                f"Random forward pass: {titles}",
+                f"{cause}. An attack that takes one gradient of such a model sees noise, so its robust accuracy is "
+                "an upper bound unless gradients were averaged over many passes (expectation over transformation).",
+            )
+        )
+    return found + _limits(results)

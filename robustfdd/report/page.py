@@ -1,0 +1,174 @@
+"""One run as the page shows it, and the page itself: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from robustfdd.records import Failure
+from robustfdd.report.grid import GAP, Grid
+from robustfdd.report.notes import Note
+from robustfdd.report.results import Results, UnitState
+from robustfdd.report.study import PROTOCOL_MEANINGS, norm_title
+from robustfdd.report.tables import count_text, seeds_text
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one run.
+
+    Attributes:
+        anchor: the start of every id in it.
+        results: the run.
+        notes: the banner.
+        robust: one grid a norm.
+        survival: one grid a norm.
+        clean: clean accuracy, or None without training records.
+        agreement: the summary and the cell-by-cell grid, or None.
+        interactive: the Plotly figure, or None without records.
+        overview: the PNG of all panels, or None without records.
+        training: the PNG of the training curves, or None.
+        files: the paths of the files, relative to the page, by kind.
+    """
+
+    anchor: str
+    results: Results
+    notes: Sequence[Note]
+    robust: Sequence[Grid]
+    survival: Sequence[Grid]
+    clean: Grid | None
+    agreement: tuple[Grid, Grid] | None
+    interactive: Mapping[str, Any] | None
+    overview: bytes | None
+    training: bytes | None
+    files: Mapping[str, Sequence[str]]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """The measurement in a few words."""
+        study = self.results.study
+        images = self.results.counts("n_images")
+        meaning = PROTOCOL_MEANINGS.get(study.protocol)
+        return [
+            ("Data set", study.dataset),
+            ("Test images attacked", count_text(images) if images else GAP),
+            ("Attacks", ", ".join(attack.title for attack in study.attacks)),
+            ("Norms", ", ".join(map(norm_title, study.norms))),
+            ("Engines", ", ".join([f"{study.engine} (tables and curves)", *study.engines[1:]])),
+            ("Protocol", study.protocol + (f": {meaning}" if meaning else "")),
+            ("Training", seeds_text(study.seeds)),
+            ("Run started", str(self.results.run.manifest.get("created") or GAP)),
+        ]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Units that failed."""
+        return self.results.run.failures
+
+    @property
+    def not_run(self) -> list[UnitState]:
+        """Planned units that have not all of their cells and did not fail."""
+        failed = {failure.unit for failure in self.failures}
+        return [s for s in self.results.unit_states() if s.missing and s.unit.unit not in failed]
+
+    @property
+    def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """The study as it was run: groups of (key, value)."""
+        study = self.results.run.manifest["study"]
+        groups: list[tuple[str, list[tuple[str, str]]]] = []
+        apart = ("methods", "attacks", "recipe", "model", "open_choices", "title", "description")
+        groups.append(("Study", flatten({key: value for key, value in study.items() if key not in apart})))
+        for key in ("recipe", "model"):
+            if study.get(key):
+                groups.append((key.capitalize(), flatten(study[key])))
+        groups.append(
+            ("Methods", [(method.title, _in_one_line(method.settings)) for method in self.results.study.methods])
+        )
+        for attack in self.results.study.attacks:
+            rest = {key: value for key, value in attack.settings.items() if key != "title"}
+            groups.append((f"Attack {attack.title}", flatten(rest)))
+        return groups
+
+    @property
+    def open_choices(self) -> list[tuple[str, str]]:
+        """What the source of the study leaves open: (key, why it is set as it is)."""
+        choices = self.results.run.manifest["study"].get("open_choices") or {}
+        return [(str(key), str(reason)) for key, reason in choices.items()]
+
+    @property
+    def overrides(self) -> list[str]:
+        """What was changed on the command line."""
+        return [str(item) for item in self.results.run.manifest.get("overrides") or []]
+
+    @property
+    def provenance(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """On what, with what and from what the run was made: groups of (key, value)."""
+        manifest = self.results.run.manifest
+        groups = []
+        for title, key in (
+            ("Data set", "dataset"),
+            ("Versions", "versions"),
+            ("Hardware", "hardware"),
+            ("Code", "git"),
+        ):
+            if manifest.get(key):
+                groups.append((title, flatten(manifest[key])))
+        run = {key: manifest[key] for key in ("command", "created", "eps_scale", "format") if key in manifest}
+        groups.append(("Run", flatten(run)))
+        hashes = [
+            (f"{model.get('method')}, seed {model.get('seed')}", str(model["sha256"]))
+            for model in self.results.run.models
+            if model.get("sha256")
+        ]
+        if hashes:
+            groups.append(("Checkpoints (SHA-256)", hashes))
+        return groups
+
+
+def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted key, value) in their order."""
+    if isinstance(content, Mapping):
+        pairs = []
+        for key, value in content.items():
+            pairs += flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return pairs
+    if isinstance(content, list) and not any(isinstance(item, (Mapping, list)) for item in content):
+        return [(prefix, ", ".join(_value(item) for item in content) or "none")]
+    return [(prefix, _value(content))]
+
+
+def _in_one_line(settings: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in settings.items() if key != "title"}
+    return "; ".join(f"{key} = {value}" for key, value in flatten(rest))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    # As in the study file: true, false, and numbers with all their digits.
+    return "not set" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def render_page(title: str, sections: Sequence[Section]) -> str:
+    """The report as one HTML page.
+
+    Everything it shows is inside: the style, the figures and, once, plotly.js. Text from the records is escaped.
+    """
+    environment = Environment(
+        loader=PackageLoader("robustfdd.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+    environment.filters["norm_title"] = norm_title
+    template = environment.get_template("page.html.j2")
+    interactive = any(section.interactive is not None for section in sections)
+    return template.render(title=title, sections=sections, plotlyjs=get_plotlyjs() if interactive else None)

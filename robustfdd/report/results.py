@@ -1,0 +1,198 @@
+"""The records of a run, sorted into the places that its plan has for them, so that what is missing shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from robustfdd.errors import RunDirectoryError
+from robustfdd.records import SCHEMA, Run
+from robustfdd.report.study import Study, Unit, read_study
+
+Metric = Literal["robust_accuracy", "survival_rate"]
+
+#: The columns with one entry an image; a table of results leaves them in the Parquet files.
+PER_SAMPLE = ("image_index", "label", "clean_prediction", "prediction", "outcome", "distance")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a cell belongs in the plan; ``step`` counts the radii of its grid from 1, and 0 is epsilon = 0."""
+
+    method: str
+    attack: str
+    norm: str
+    engine: str
+    step: int
+
+
+@dataclass(frozen=True)
+class UnitState:
+    """What became of a planned unit: ``missing`` is how many of its ``expected`` cells have no record."""
+
+    unit: Unit
+    expected: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Results:
+    """A run and its study.
+
+    Attributes:
+        run: as loaded.
+        study: what was planned.
+        places: for every place that has records, the row of ``run.cells`` of each training seed.
+        unplanned: how many records belong to no unit or radius of the plan; no table shows them.
+    """
+
+    run: Run
+    study: Study
+    places: Mapping[Place, Mapping[int, int]]
+    unplanned: int
+
+    def rows(self, place: Place) -> dict[int, pd.Series[Any]]:
+        """The record of each seed at a place, by ascending seed; empty where there is a gap."""
+        found = self.places.get(place, {})
+        return {seed: self.run.cells.loc[found[seed]] for seed in sorted(found)}
+
+    def values(self, place: Place, metric: Metric) -> dict[int, float]:
+        """A metric at a place, a fraction in [0, 1] for each seed that has one (no image attacked: no rate)."""
+        column = self.run.cells[metric]
+        found = self.places.get(place, {})
+        values = {seed: float(column.loc[found[seed]]) for seed in sorted(found)}
+        return {seed: value for seed, value in values.items() if not np.isnan(value)}
+
+    def planned_seeds(self, place: Place) -> tuple[int, ...]:
+        """The training seeds that the plan has for a place."""
+        wanted = (place.method, place.attack, place.norm, place.engine)
+        return tuple(sorted({u.seed for u in self.study.units if (u.method, u.attack, u.norm, u.engine) == wanted}))
+
+    def clean_place(self, method: str, norm: str) -> Place:
+        """The place from which a method's clean accuracy is read: a unit of the primary engine, of this norm first.
+
+        The accuracy at epsilon = 0 does not depend on attack and norm, so a failed attack leaves no gap in it.
+        """
+        norms = [norm, *(other for other in self.study.norms if other != norm)]
+        places = [
+            Place(method, attack.name, other, self.study.engine, 0)
+            for other in norms
+            for attack in self.study.attacks
+            if other in attack.eps
+        ]
+        nowhere = Place(method, self.study.attacks[0].name, norm, self.study.engine, 0)
+        return max(places, key=lambda place: len(self.places.get(place, {})), default=nowhere)
+
+    def counts(self, column: str, *, norm: str | None = None) -> tuple[int, int] | None:
+        """Smallest and largest count of images in a column, over the primary engine; None without records."""
+        cells = self.run.cells.loc[[row for place, row in self._located(norm) if place.engine == self.study.engine]]
+        return (int(cells[column].min()), int(cells[column].max())) if len(cells) else None
+
+    def _located(self, norm: str | None) -> Iterable[tuple[Place, int]]:
+        for place, seeds in self.places.items():
+            if norm in (None, place.norm):
+                for row in seeds.values():
+                    yield place, row
+
+    def unit_states(self) -> list[UnitState]:
+        """Every planned unit, in the order of the plan."""
+        states = []
+        for unit in self.study.units:
+            steps = range(len(self.study.grid(unit.attack, unit.norm)) + 1)
+            places = (Place(unit.method, unit.attack, unit.norm, unit.engine, step) for step in steps)
+            missing = sum(unit.seed not in self.places.get(place, {}) for place in places)
+            states.append(UnitState(unit, len(steps), missing))
+        return states
+
+    def long_table(self) -> pd.DataFrame:
+        """Every record without its per-sample columns, one row a cell, in the order of the plan."""
+        order = {name: i for i, name in enumerate(method.label for method in self.study.methods)}
+        attacks = {name: i for i, name in enumerate(attack.name for attack in self.study.attacks)}
+        norms = {name: i for i, name in enumerate(self.study.norms)}
+        engines = {name: i for i, name in enumerate(self.study.engines)}
+        located = sorted(
+            (
+                attacks[place.attack],
+                norms[place.norm],
+                engines[place.engine],
+                place.step,
+                order[place.method],
+                seed,
+                row,
+            )
+            for place, seeds in self.places.items()
+            for seed, row in seeds.items()
+        )
+        columns = [name for name in ("unit", *SCHEMA.names) if name not in PER_SAMPLE]
+        frame: pd.DataFrame = self.run.cells.loc[[entry[-1] for entry in located], columns]
+        return frame
+
+    def unsteady_methods(self) -> list[str]:
+        """Methods one of whose models predicted one clean image differently in two units.
+
+        Predictions at epsilon = 0 depend on the model alone, so a difference means a random forward pass.
+        """
+        first: dict[tuple[str, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+        unsteady = set()
+        for place, seeds in self.places.items():
+            for seed, row in seeds.items() if place.step == 0 else ():
+                index = np.asarray(self.run.cells.at[row, "image_index"])
+                prediction = np.asarray(self.run.cells.at[row, "clean_prediction"])
+                known_index, known = first.setdefault((place.method, seed), (index, prediction))
+                _, here, there = np.intersect1d(index, known_index, assume_unique=True, return_indices=True)
+                if (prediction[here] != known[there]).any():
+                    unsteady.add(place.method)
+        return [method.label for method in self.study.methods if method.label in unsteady]
+
+
+def _key(eps: float) -> str:
+    """Epsilons that differ by a rounding of the conversion between the units are one."""
+    return f"{eps:.9g}"
+
+
+def sort_results(run: Run) -> Results:
+    """Give every record of a run its place in the plan.
+
+    Raises:
+        RunDirectoryError: the manifest is damaged, or two records claim one place.
+    """
+    study = read_study(run.manifest, run.path / "manifest.json")
+    planned = {
+        (unit.method, unit.seed, unit.attack, unit.norm, unit.engine)
+        for unit in study.units
+        if unit.engine in study.engines
+    }
+    steps = {
+        (attack.name, norm): {
+            _key(eps.pixel if study.eps_unit == "pixel" else eps.normalized): step
+            for step, eps in enumerate(radii, start=1)
+        }
+        for attack in study.attacks
+        for norm, radii in attack.eps.items()
+    }
+    named = {method.label for method in study.methods}
+    places: dict[Place, dict[int, int]] = {}
+    unplanned = 0
+    columns = ["unit", "method", "seed", "attack", "norm", "engine", f"eps_{study.eps_unit}"]
+    for row, (unit, method, seed, attack, norm, engine, eps) in zip(
+        run.cells.index, run.cells[columns].itertuples(index=False, name=None), strict=True
+    ):
+        grid = steps.get((attack, norm), {})
+        step = 0 if eps == 0 and grid else grid.get(_key(eps))
+        if step is None or method not in named or (method, seed, attack, norm, engine) not in planned:
+            unplanned += 1
+            continue
+        found = places.setdefault(Place(method, attack, norm, engine, step), {})
+        if seed in found:
+            other = str(run.cells.at[found[seed], "unit"])
+            raise RunDirectoryError(
+                f"{run.path / 'results'}: {other}.parquet and {unit}.parquet both hold {method}, seed {seed}, "
+                f"{attack}, {norm}, {engine}, eps {eps:g}"
+            )
+        found[seed] = row
+    return Results(run, study, places, unplanned)

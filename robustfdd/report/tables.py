@@ -1,0 +1,358 @@
+"""The tables of figures: accuracy under attack (the shape of the paper's Table 3), and clean accuracy (Table 2)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.results import Metric, Place, Results
+from robustfdd.report.study import PROTOCOL_MEANINGS, ZERO, Epsilon, EpsUnit, Method, file_stem, norm_title, unit_titles
+
+#: How many values of a row are marked as the best.
+BEST = 3
+
+_TITLES: dict[Metric, str] = {
+    "robust_accuracy": "Robust accuracy (%)",
+    "survival_rate": "Survival rate (%)",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method at one radius, in percent, over training seeds.
+
+    Attributes:
+        mean: over the seeds that have a record; None for a gap.
+        std: sample standard deviation (divided by n - 1); None for fewer than two seeds.
+        n_seeds: how many seeds have a record.
+        n_planned: how many the plan has.
+    """
+
+    mean: float | None
+    std: float | None
+    n_seeds: int
+    n_planned: int
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether some of the planned seeds, but not all, are missing."""
+        return 0 < self.n_seeds < self.n_planned
+
+    def text(self, decimals: int) -> str:
+        """The entry as it is shown; a dagger says that planned seeds are missing."""
+        if self.mean is None:
+            return GAP
+        spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
+        return f"{self.mean:.{decimals}f}{spread}{'†' if self.incomplete else ''}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack at one radius; ``eps`` is None in the row of the clean accuracy."""
+
+    attack: str
+    title: str
+    eps: Epsilon | None
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class MainTable:
+    """One metric in one norm: attacks and radii down, methods across.
+
+    Every form of the table, from the web page to the CSV file, is made from this one object.
+
+    Attributes:
+        metric: ``"robust_accuracy"`` or ``"survival_rate"``.
+        norm: ``"linf"`` or ``"l2"``.
+        eps_unit: the unit in the first of the two columns of radii.
+        columns: the methods, in the study's order.
+        rows: the clean row (robust accuracy only), then one row a radius.
+        decimals: how many are shown; no more than the number of images can tell apart.
+        caption: data, denominator, engine, protocol, seeds and the sampling error.
+    """
+
+    metric: Metric
+    norm: str
+    eps_unit: EpsUnit
+    columns: tuple[Method, ...]
+    rows: tuple[Row, ...]
+    decimals: int
+    caption: str
+
+    @property
+    def name(self) -> str:
+        """The stem of the table's files."""
+        return file_stem(f"{self.metric}-{self.norm}")
+
+    @property
+    def marks(self) -> frozenset[tuple[int, int]]:
+        """(row, column) of the best three of every row; see :func:`best`."""
+        return frozenset(
+            (i, j)
+            for i, row in enumerate(self.rows)
+            for j in best([entry.mean for entry in row.entries], self.decimals)
+        )
+
+    @property
+    def grid(self) -> Grid:
+        """The table as it is shown."""
+        attacks = [row.attack for row in self.rows]
+        starts = group_starts(attacks)
+        rows = tuple(
+            (
+                row.title if i == 0 or i in starts else "",
+                *(row.eps or ZERO).texts(self.eps_unit),
+                *(entry.text(self.decimals) for entry in row.entries),
+            )
+            for i, row in enumerate(self.rows)
+        )
+        return Grid(
+            name=self.name,
+            title=f"{_TITLES[self.metric]}, {norm_title(self.norm)}",
+            caption=self.caption,
+            headers=(
+                "Attack",
+                *(f"ε ({unit})" for unit in unit_titles(self.eps_unit)),
+                *(method.title for method in self.columns),
+            ),
+            rows=rows,
+            n_text=1,
+            marks=frozenset((i, j + 3) for i, j in self.marks),
+            rules=starts,
+        )
+
+    def frame(self) -> pd.DataFrame:
+        """The table as data: percent with four decimals, one column a method, one more for its spread over seeds."""
+        spread = any(entry.n_planned > 1 for row in self.rows for entry in row.entries)
+        records = []
+        for row in self.rows:
+            record: dict[str, Any] = {
+                "attack": row.attack,
+                "norm": self.norm,
+                "eps_normalized": (row.eps or ZERO).normalized,
+                "eps_pixel": (row.eps or ZERO).pixel,
+            }
+            for method, entry in zip(self.columns, row.entries, strict=True):
+                record[method.label] = _rounded(entry.mean)
+                if spread:
+                    record[f"{method.label} std"] = _rounded(entry.std)
+                    record[f"{method.label} seeds"] = entry.n_seeds
+            records.append(record)
+        frame: pd.DataFrame = pd.DataFrame.from_records(records)
+        return frame
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def best(values: Sequence[float | None], decimals: int) -> list[int]:
+    """The positions of the best three values of a row, all that tie with the third included.
+
+    Values are compared as they are shown, so that of two equal figures never only one is marked. Of three values
+    or fewer the last is left out, or the mark would say nothing; nothing is marked where all are equal; and 0 is
+    nobody's best.
+
+    Args:
+        values: percentages, None for a gap.
+        decimals: how many decimals are shown.
+    """
+    shown = {i: round(value, decimals) for i, value in enumerate(values) if value is not None}
+    if len(set(shown.values())) < 2:
+        return []
+    threshold = sorted(shown.values(), reverse=True)[min(BEST, len(shown) - 1) - 1]
+    return [i for i, value in shown.items() if value >= threshold and value > 0]
+
+
+def half_width(n_images: int) -> float:
+    """Half the width of Wilson's 95 % interval for a share of n images, at its widest (a share of one half).
+
+    Returns:
+        Percentage points.
+    """
+    interval = binomtest(n_images // 2, n_images).proportion_ci(0.95, method="wilson")
+    return 50 * float(interval.high - interval.low)
+
+
+def shown_decimals(n_images: int) -> int:
+    """The decimals of a percentage over n images that can be told apart: 0 for 100 images, 2 for 10,000 or more."""
+    return min(max(math.ceil(math.log10(n_images)) - 2, 0), 2) if n_images else 0
+
+
+def aggregate(values: Sequence[float], n_planned: int) -> Entry:
+    """Mean and sample standard deviation of fractions, in percent."""
+    percent = 100 * np.asarray(values, dtype=np.float64)
+    return Entry(
+        mean=float(percent.mean()) if len(percent) else None,
+        std=float(percent.std(ddof=1)) if len(percent) > 1 else None,
+        n_seeds=len(percent),
+        n_planned=n_planned,
+    )
+
+
+def entry_at(results: Results, place: Place, metric: Metric) -> Entry:
+    """A metric at a place of the plan, over its training seeds."""
+    return aggregate(list(results.values(place, metric).values()), len(results.planned_seeds(place)))
+
+
+def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[MainTable]:
+    """The tables of a metric, one for each norm of the study, from the records of the primary engine."""
+    study = results.study
+    tables = []
+    for norm in study.norms:
+        rows = []
+        if metric == "robust_accuracy":
+            places = [results.clean_place(method.label, norm) for method in study.methods]
+            rows.append(Row("clean", "Clean", None, tuple(entry_at(results, place, metric) for place in places)))
+        for attack in study.attacks:
+            for step, eps in enumerate(attack.eps.get(norm, ()), start=1):
+                places = [Place(method.label, attack.name, norm, study.engine, step) for method in study.methods]
+                rows.append(
+                    Row(attack.name, attack.title, eps, tuple(entry_at(results, place, metric) for place in places))
+                )
+        counted = results.counts("n_images", norm=norm)
+        decimals = shown_decimals(counted[1] if counted else 0)
+        incomplete = any(entry.incomplete for row in rows for entry in row.entries)
+        caption = _caption(results, metric, norm, incomplete=incomplete)
+        tables.append(MainTable(metric, norm, study.eps_unit, study.methods, tuple(rows), decimals, caption))
+    return tables
+
+
+def count_text(counts: tuple[int, int]) -> str:
+    """A number of images, or the range of it."""
+    low, high = counts
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """The training seeds in words."""
+    if list(seeds) == [-1]:
+        return "a model that was not trained here"
+    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+
+
+def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> str:
+    study = results.study
+    images = results.counts("n_images", norm=norm)
+    attacked = results.counts("n_attacked", norm=norm)
+    meaning = PROTOCOL_MEANINGS.get(study.protocol)
+    setting = f"engine {study.engine}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
+    if images is None or attacked is None:
+        return f"{study.dataset}; {setting}; no records yet."
+    if metric == "robust_accuracy":
+        over, smallest = f"{count_text(images)} test images, all of them in the denominator", images[0]
+    else:
+        smallest = attacked[0]
+        over = (
+            f"over the images attacked, that is those classified correctly before: {count_text(attacked)} of "
+            f"{count_text(images)} test images, depending on the model"
+        )
+    spread = "mean ± sample standard deviation over " if len(study.seeds) > 1 else ""
+    sentences = [f"{study.dataset}; {over}; {setting}; {spread}{seeds_text(study.seeds)}."]
+    if smallest:
+        sentences.append(
+            f"With this many images a figure is known to within ±{half_width(smallest):.1f} points at worst "
+            "(binomial 95 % interval, Wilson)."
+        )
+    if len(study.methods) > 1:
+        n_marked = min(BEST, len(study.methods) - 1)
+        sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
+    if incomplete:
+        sentences.append("† Some of the planned seeds are missing.")
+    return " ".join(sentences)
+
+
+@dataclass(frozen=True)
+class CleanRow:
+    """One method before any attack, over all test images and training seeds."""
+
+    method: Method
+    accuracy: Entry
+    n_test: int | None
+    seconds: tuple[float, ...]
+    parameters: int | None
+
+
+@dataclass(frozen=True)
+class CleanTable:
+    """Clean accuracy over all test images, from the training records."""
+
+    rows: tuple[CleanRow, ...]
+    caption: str
+
+    @property
+    def grid(self) -> Grid:
+        """The table as it is shown."""
+        counts = [row.n_test for row in self.rows if row.n_test]
+        decimals = shown_decimals(max(counts, default=0))
+        return Grid(
+            name="clean-accuracy",
+            title="Clean accuracy (%)",
+            caption=self.caption,
+            headers=("Method", "Clean accuracy", "Test images", "Training time (s)", "Parameters"),
+            rows=tuple(
+                (
+                    row.method.title,
+                    row.accuracy.text(decimals),
+                    f"{row.n_test:,}" if row.n_test else GAP,
+                    f"{float(np.mean(row.seconds)):,.1f}" if row.seconds else GAP,
+                    f"{row.parameters:,}" if row.parameters else GAP,
+                )
+                for row in self.rows
+            ),
+            n_text=1,
+        )
+
+
+def clean_table(results: Results) -> CleanTable:
+    """Clean accuracy, training time and size of every method of the study."""
+    study = results.study
+    rows = []
+    for method in study.methods:
+        models = [model for model in results.run.models if model.get("method") == method.label]
+        planned = {unit.seed for unit in study.units if unit.method == method.label}
+        rows.append(
+            CleanRow(
+                method=method,
+                accuracy=aggregate(
+                    [model["clean_accuracy"] for model in models if model.get("clean_accuracy") is not None],
+                    len(planned),
+                ),
+                n_test=next((model["n_test"] for model in models if model.get("n_test")), None),
+                seconds=tuple(model["seconds"] for model in models if model.get("seconds") is not None),
+                parameters=next((model["parameters"] for model in models if model.get("parameters")), None),
+            )
+        )
+    spread = "mean ± sample standard deviation over " if len(study.seeds) > 1 else ""
+    caption = f"{study.dataset}, all test images, before any attack; {spread}{seeds_text(study.seeds)}."
+    counts = [row.n_test for row in rows if row.n_test]
+    if counts:
+        caption += (
+            f" With this many images a figure is known to within ±{half_width(min(counts)):.1f} points at worst "
+            "(binomial 95 % interval, Wilson)."
+        )
+    if any(len(row.seconds) > 1 for row in rows):
+        caption += " Training time is the mean over seeds."
+    if any(row.accuracy.incomplete for row in rows):
+        caption += " † Some of the planned seeds are missing."
+    return CleanTable(tuple(rows), caption)
+
+
+def clean_frame(results: Results) -> pd.DataFrame:
+    """The training records as data, one row a model, in the order of the study."""
+    columns = ["method", "seed", "clean_accuracy", "n_test", "seconds", "parameters", "checkpoint", "sha256"]
+    order = {method.label: i for i, method in enumerate(results.study.methods)}
+    models = [model for model in results.run.models if model.get("method") in order]
+    models.sort(key=lambda model: (order[cast("str", model["method"])], model.get("seed", -1)))
+    frame: pd.DataFrame = pd.DataFrame.from_records(
+        [{column: model.get(column) for column in columns} for model in models], columns=columns
+    )
+    return frame
