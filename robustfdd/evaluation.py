@@ -323,7 +323,8 @@ def evaluate(
                 )
                 rows += [cell.row() for cell in cells]
                 display.finish()
-        return pd.DataFrame(rows, columns=list(records.SCHEMA.names))
+        frame: pd.DataFrame = pd.DataFrame(rows, columns=list(records.SCHEMA.names))
+        return frame
 
     study: dict[str, Any] = {
         "name": label,
@@ -348,4 +349,5 @@ def evaluate(
     open_run(out, manifest, resume=True)
     with Display(total, console) as display:
         attack_model(out, model, units, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
-    return records.load_run(out).cells.drop(columns="unit")
+    written: pd.DataFrame = records.load_run(out).cells.drop(columns="unit")
+    return written

@@ -120,7 +120,11 @@ def fit(
     scheduler = _scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch)
     generator = torch.Generator(device).manual_seed(seed)
     history: list[Epoch] = []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        # One seed must give the same weights twice, so cuDNN may not choose algorithms by timing them.
+        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
+    ):
         torch.manual_seed(seed)
         model.train()
         for epoch in range(1, recipe.epochs + 1):

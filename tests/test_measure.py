@@ -57,7 +57,7 @@ def clean(linear: LinearModel) -> CleanOutcome:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_figure_by_hand(linear: LinearModel, clean: CleanOutcome, norm: str, engine: str) -> None:
-    """With one sensitive pixel, eps = 0.15 crosses 0.5 from 0.4 and 0.6 but not from 0.2; the fourth is not attacked."""
+    """One pixel counts: eps = 0.15 crosses 0.5 from 0.4 and 0.6, not from 0.2; the fourth is not attacked."""
     result = measure(linear, clean, FGSM, Threat(norm, 0.15), engine=get_engine(engine), batch_size=2)
     assert result.outcome.tolist() == [Outcome.SURVIVED, Outcome.BROKEN, Outcome.BROKEN, Outcome.MISCLASSIFIED]
     assert result.prediction.tolist() == [0, 1, 0, 1]

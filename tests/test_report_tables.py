@@ -379,6 +379,14 @@ def test_geometric_grids_are_evenly_spaced_and_arithmetic_ones_linear(tmp_path: 
     assert positions([0.3]) == (0.0, 1.0)
 
 
+def test_one_axis_where_the_two_units_are_one(tmp_path: Path) -> None:
+    for scale, title in ((1.0, "ε (normalised = pixel)"), (0.25, "ε (normalised)")):
+        run = FakeRun(plain, manifest={"eps_scale": scale})
+        axis = panels(results_of(run, tmp_path / str(scale)))[0].axis
+        assert axis.two_units is (scale != 1)
+        assert axis.title == title
+
+
 def test_labels_that_have_no_room_are_left_out(tmp_path: Path) -> None:
     run = FakeRun(lambda key: (0, 10, 0), eps={"linf": [2.0**-i for i in range(6, -1, -1)]})
     axis = panels(results_of(run, tmp_path))[0].axis
