@@ -321,6 +321,20 @@ def test_the_first_sample_of_a_batch_is_treated_as_if_alone(name: str) -> None:
     torch.testing.assert_close(alone, together[:1])
 
 
+@pytest.mark.slow
+@EACH_LAYER
+def test_layers_compile_in_one_graph_and_drop_the_same_units(name: str) -> None:
+    layer = make(name, rescale="inverted")
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.random.fork_rng(devices=[]):
+        for n in (6, 3):
+            x = example(name, n=n)
+            torch.manual_seed(0)
+            y = compiled(x)
+            torch.manual_seed(0)
+            assert torch.equal(y, layer(x))
+
+
 # --- original and spatial dropout ------------------------------------------------------------------------------------
 
 
@@ -504,6 +518,7 @@ def test_a_new_layer_is_one_file(tmp_path: Path) -> None:
     package = Path(robustfdd.dropouts.__file__).parent
     shutil.copytree(package, tmp_path / "robustfdd" / "dropouts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(package.parent / "errors.py", tmp_path / "robustfdd")
+    (tmp_path / "robustfdd" / "__init__.py").touch()  # a package without it would yield to an installed one
     (tmp_path / "robustfdd" / "dropouts" / "identity.py").write_text(
         "from torch import nn\n"
         "from robustfdd.dropouts.base import DropoutSpec, register\n"

@@ -92,7 +92,7 @@ class Dropout(nn.Module):
         generator: source of the random numbers; the global one of the input's device if None. It may live on another
             device than the input: the numbers are drawn on its device and moved, so that one seed gives one mask on
             all devices. A copied or unpickled layer has a generator of its own, in the same state. ``torch.compile``
-            breaks the graph at a generator, and not without.
+            breaks the graph at it.
 
     Raises:
         ConfigurationError: ``rescale`` or ``active`` is not one of the allowed words, or ``generator`` is not a
@@ -156,7 +156,8 @@ class Dropout(nn.Module):
         """Uniform random numbers in [0, 1) from the layer's generator, in float32, shape ``shape``, on ``device``."""
         # Drawn in float32 whatever the input: uniform float16 numbers are too coarse to compare with a probability.
         source = device if self.generator is None else self.generator.device
-        uniform = torch.rand(tuple(shape), generator=self.generator, device=source, dtype=torch.float32)
+        # Not torch.rand, which torch.compile cannot trace over shapes that vary.
+        uniform = torch.empty(tuple(shape), device=source, dtype=torch.float32).uniform_(generator=self.generator)
         return uniform.to(device)
 
     def multiplier(self, x: Tensor) -> Tensor:

@@ -39,6 +39,9 @@ from robustfdd.errors import ConfigurationError
 #: A range of at most this many units in the last place of the largest point is rounding noise: each of the two
 #: extremes is rounded at least once on its way here, and the values that are compared were sums of rounded ones.
 RANGE_ULPS = 4
+# The types of device that know autocast, without which turning it off raises. Asked once and not in every call, as
+# torch.compile cannot trace the question in older versions.
+_AUTOCAST_DEVICES = frozenset(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
 
 
 def feature_density(x: Tensor, n_components: int, n_bins: int) -> Tensor:
@@ -81,10 +84,10 @@ def feature_density(x: Tensor, n_components: int, n_bins: int) -> Tensor:
             f"n_components must be 1 for (N, C) features, not {n_components}: "
             f"principal components need feature maps, (N, C, H, W); x has the shape {tuple(x.shape)}"
         )
-    # Under autocast the products would be taken in half precision. Not every device type knows autocast.
+    # Under autocast the products would be taken in half precision.
     device_type = x.device.type
-    known = torch.amp.is_autocast_available(device_type)
-    with torch.no_grad(), torch.autocast(device_type, enabled=False) if known else nullcontext():
+    in_full = torch.autocast(device_type, enabled=False) if device_type in _AUTOCAST_DEVICES else nullcontext()
+    with torch.no_grad(), in_full:
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         values = values.unsqueeze(2) if values.ndim == 2 else values.flatten(2)
         points = values if x.ndim == 2 else _principal_coordinates(values, n_components)
