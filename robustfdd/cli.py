@@ -38,8 +38,10 @@ app = typer.Typer(
     help="Train image classifiers with feature density dropout and its alternatives, attack them through ART and "
     "Foolbox, and report their robustness.",
 )
+#: Columns of tables that are not written to a terminal: enough for a dozen methods.
+PIPED_WIDTH = 160
 #: Tables and paths go to standard output, everything about how it goes to standard error.
-out_console = Console()
+out_console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 err_console = Console(stderr=True)
 
 P = ParamSpec("P")

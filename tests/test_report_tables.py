@@ -291,17 +291,36 @@ def notes_of(run: FakeRun, path: Path) -> dict[str, str]:
 def test_notes(tmp_path: Path) -> None:
     quiet = FakeRun(plain, seeds=(0, 1))
     assert notes_of(quiet, tmp_path / "quiet") == {}
-    few = notes_of(FakeRun(lambda key: (10, 90, 0)), tmp_path / "few")
+    few = notes_of(FakeRun(lambda key: (10, 90 - (key.method == "none"), key.method == "none")), tmp_path / "few")
     assert list(few) == ["Only 100 test images", "One training seed"]
     assert few["Only 100 test images"].startswith("One image is 1 point, ")
     always = FakeRun(plain, seeds=(0, 1), options={"fdd-2d": {"active": "always"}})
     assert list(notes_of(always, tmp_path / "always")) == ["Random forward pass: FDD-2D"]
-    sap = FakeRun(lambda key: (0, 1000, 0), seeds=(0, 1), methods=[("sap", "SAP"), ("none", "None")])
+    sap = FakeRun(
+        lambda key: (0, 1000 - (key.method == "sap"), key.method == "sap"),
+        seeds=(0, 1),
+        methods=[("sap", "SAP"), ("none", "None")],
+    )
     assert list(notes_of(sap, tmp_path / "sap")) == ["Random forward pass: SAP"]
     changed = FakeRun(plain, seeds=(0, 1), manifest={"overrides": ["recipe.epochs=1"], "git": {"dirty": True}})
     assert list(notes_of(changed, tmp_path / "changed")) == ["The study was run with changes", "Uncommitted code"]
     empty = notes_of(FakeRun(lambda key: None, seeds=(-1,)), tmp_path / "empty")
     assert empty == {"There are no results yet": "The plan has 2 units; none has a record."}
+
+
+def test_methods_that_are_the_same_function_are_named(tmp_path: Path) -> None:
+    methods = [("none", "No dropout"), ("original", "Original"), ("spatial", "Spatial")]
+
+    def counts(key: Key) -> tuple[int, int, int]:
+        # One image of one cell tells "none" from the others, and nothing tells those apart.
+        return (100, 899, 1) if (key.method, key.step, key.seed) == ("none", 2, 1) else (100, 900, 0)
+
+    same = notes_of(FakeRun(counts, seeds=(0, 1), methods=methods), tmp_path / "same")
+    assert list(same) == ["Original and Spatial are one result"]
+    gap = FakeRun(
+        lambda key: None if (key.method, key.step) == ("spatial", 2) else counts(key), seeds=(0, 1), methods=methods
+    )
+    assert not any("one result" in title for title in notes_of(gap, tmp_path / "gap"))
 
 
 def test_unsteady_clean_predictions_are_noticed(tmp_path: Path) -> None:

@@ -75,12 +75,16 @@ def to_rich(grid: Grid) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for column, header in enumerate(grid.headers):
-        text = column < grid.n_text
         # Words one below the other, or the headers would be wider than the figures under them.
         table.add_column(
-            Text(header.replace(" ", "\n")), justify="left" if text else "right", no_wrap=not text, vertical="bottom"
+            Text(re.sub(r"(?<=\w{3}-)(?=\w{4})| ", "\n", header)),
+            justify="left" if column < grid.n_text else "right",
+            no_wrap=True,
+            vertical="bottom",
         )
     for i, row in enumerate(grid.rows):
         table.add_row(

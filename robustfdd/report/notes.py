@@ -86,6 +86,18 @@ def _gaps(results: Results) -> list[Note]:
 def _limits(results: Results) -> list[Note]:
     study, manifest = results.study, results.run.manifest
     found = []
+    title_of = {method.label: method.title for method in study.methods}
+    for group in results.identical_methods():
+        titles = [title_of[label] for label in group]
+        found.append(
+            Note(
+                "info",
+                f"{' and '.join(titles)} are one result",
+                "Their models gave the same prediction for every image in every cell, so these columns are the same "
+                "network under several names, not results that confirm each other. (Spatial dropout on the last "
+                "feature maps, followed by average pooling, drops the pooled features just as original dropout does.)",
+            )
+        )
     images = results.counts("n_images")
     if images and images[0] < _FEW_IMAGES:
         found.append(

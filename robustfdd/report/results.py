@@ -149,6 +149,23 @@ class Results:
                     unsteady.add(place.method)
         return [method.label for method in self.study.methods if method.label in unsteady]
 
+    def identical_methods(self) -> list[list[str]]:
+        """Groups of methods that predicted every image alike, in every cell.
+
+        That does not happen by chance over a sweep: their trained models are the same function.
+        """
+        predictions: dict[str, list[tuple[object, ...]]] = {}
+        for place, seeds in self.places.items():
+            cell = (place.attack, place.norm, place.engine, place.step)
+            for seed, row in seeds.items():
+                prediction = np.asarray(self.run.cells.at[row, "prediction"])
+                predictions.setdefault(place.method, []).append((*cell, seed, prediction.tobytes()))
+        groups: dict[frozenset[tuple[object, ...]], list[str]] = {}
+        for method in self.study.methods:
+            if method.label in predictions:
+                groups.setdefault(frozenset(predictions[method.label]), []).append(method.label)
+        return [group for group in groups.values() if len(group) > 1]
+
 
 def _key(eps: float) -> str:
     """Epsilons that differ by a rounding of the conversion between the units are one."""

@@ -106,13 +106,17 @@ class MainTable:
         """The table as it is shown."""
         attacks = [row.attack for row in self.rows]
         starts = group_starts(attacks)
+        radii = [row.eps or ZERO for row in self.rows]
+        # A model that does not normalise has one unit, and one column is enough for it.
+        one_unit = all(eps.normalized == eps.pixel for eps in radii)
+        units = (" = ".join(unit_titles(self.eps_unit)),) if one_unit else unit_titles(self.eps_unit)
         rows = tuple(
             (
                 row.title if i == 0 or i in starts else "",
-                *(row.eps or ZERO).texts(self.eps_unit),
+                *eps.texts(self.eps_unit)[: len(units)],
                 *(entry.text(self.decimals) for entry in row.entries),
             )
-            for i, row in enumerate(self.rows)
+            for i, (row, eps) in enumerate(zip(self.rows, radii, strict=True))
         )
         return Grid(
             name=self.name,
@@ -120,12 +124,12 @@ class MainTable:
             caption=self.caption,
             headers=(
                 "Attack",
-                *(f"ε ({unit})" for unit in unit_titles(self.eps_unit)),
+                *(f"ε ({unit})" for unit in units),
                 *(method.title for method in self.columns),
             ),
             rows=rows,
             n_text=1,
-            marks=frozenset((i, j + 3) for i, j in self.marks),
+            marks=frozenset((i, j + 1 + len(units)) for i, j in self.marks),
             rules=starts,
         )
 
