@@ -100,7 +100,7 @@ def plan(study: StudySpec) -> list[AttackUnit]:
 def run_evaluation(
     name_or_path: str | Path,
     *,
-    out: Path | None = None,
+    out: str | Path | None = None,
     device: str | torch.device = "cpu",
     resume: bool = True,
     overrides: Sequence[str] = (),
@@ -135,7 +135,7 @@ def run_evaluation(
     study = load_study(name_or_path, overrides, only)
     _check_methods(study, str(name_or_path))
     target = resolve_device(device)
-    run = out if out is not None else Path("runs") / study.name
+    run = Path(out) if out is not None else Path("runs") / study.name
     dataset = load_dataset(study.dataset, root=data_root)
     n_test = len(dataset.test.labels)
     test = TestSet.choose(dataset.to(target), study.test_images)
@@ -242,7 +242,7 @@ def evaluate(
     threats: Sequence[Threat],
     *,
     engines: Sequence[EngineName] = ("foolbox",),
-    out: Path | None = None,
+    out: str | Path | None = None,
     label: str = "model",
     eps_scale: float | None = None,
     eps_unit: EpsUnit = "pixel",
@@ -346,8 +346,9 @@ def evaluate(
     manifest = make_manifest(
         study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
     )
-    open_run(out, manifest, resume=True)
+    run = Path(out)
+    open_run(run, manifest, resume=True)
     with Display(total, console) as display:
-        attack_model(out, model, units, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
-    written: pd.DataFrame = records.load_run(out).cells.drop(columns="unit")
+        attack_model(run, model, units, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
+    written: pd.DataFrame = records.load_run(run).cells.drop(columns="unit")
     return written

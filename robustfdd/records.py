@@ -257,12 +257,13 @@ def write_failure(run: Path, failure: Failure) -> None:
     write_json(run / "failures" / f"{failure.unit}.json", asdict(failure))
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: str | Path) -> Run:
     """Read a run directory.
 
     Raises:
         RunDirectoryError: it is no run directory, or one of its files is damaged.
     """
+    path = Path(path)
     manifest_path = path / "manifest.json"
     if not manifest_path.is_file():
         raise RunDirectoryError(f"{path}: no run directory (there is no manifest.json in it)")

@@ -146,7 +146,7 @@ def train(
     recipe: Recipe,
     *,
     seed: int,
-    out: Path,
+    out: str | Path,
     label: str | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> Checkpoint:
@@ -164,6 +164,7 @@ def train(
     Raises:
         TrainingError: the loss is no longer finite; nothing is written.
     """
+    out = Path(out)
     started = time.perf_counter()
     data = dataset.to(device_of(model))
     history = fit(model, data.train, recipe, seed=seed, advance=advance)
