@@ -11,9 +11,9 @@ import difflib
 import itertools
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeAlias, TypeGuard, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -342,24 +342,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
 
 
-def _models_at(model: object, location: Sequence[str | int]) -> Iterator[type[Spec]]:
-    """The specifications whose keys are allowed where an unknown key was found."""
-    annotation = model
+def _is_spec(annotation: object) -> TypeGuard[type[Spec]]:
+    # Before Python 3.11 an alias such as list[int] counts as a type, but not for issubclass.
+    return isinstance(annotation, type) and get_origin(annotation) is None and issubclass(annotation, Spec)
+
+
+def _spec_at(spec: type[Spec], location: Sequence[str | int]) -> type[Spec] | None:
+    """The specification whose keys are allowed at the place where an unknown key was found."""
+    annotation: object = spec
     for step in location:
-        if isinstance(annotation, type) and issubclass(annotation, Spec):
+        if _is_spec(annotation):
             fields = {f.alias or name: f.annotation for name, f in annotation.model_fields.items()}
             annotation = fields.get(str(step))
         else:  # inside a list or a mapping, whose values all have one type
-            annotation = next((a for a in _flat(annotation) if isinstance(a, type) and issubclass(a, Spec)), None)
-    for candidate in _flat(annotation):
-        if isinstance(candidate, type) and issubclass(candidate, Spec):
-            yield candidate
+            annotation = _spec_within(annotation)
+    return _spec_within(annotation)
 
 
-def _flat(annotation: object) -> Iterator[object]:
-    yield annotation
-    for part in get_args(annotation):
-        yield from _flat(part)
+def _spec_within(annotation: object) -> type[Spec] | None:
+    if _is_spec(annotation):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _spec_within(part))), None)
 
 
 def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
@@ -368,7 +371,7 @@ def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
         location = problem["loc"]
         key = ".".join(str(part) for part in location) or "(file)"
         if problem["type"] == "extra_forbidden":
-            model = next(_models_at(spec, location[:-1]), None)
+            model = _spec_at(spec, location[:-1])
             allowed = [f.alias or name for name, f in model.model_fields.items()] if model else []
             lines.append(f"unknown key {key!r}{hint(str(location[-1]), allowed)}")
         elif problem["type"] == "missing":
