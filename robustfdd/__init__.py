@@ -13,7 +13,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from robustfdd.catalogue import AttackSpec, Recipe, StudySpec, load_attack, load_study
+from robustfdd.catalogue import load_attack, load_study
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import (
     FeatureDensityDropout,
@@ -39,6 +39,7 @@ from robustfdd.measure import attack
 from robustfdd.models import Checkpoint, build_model, load_model
 from robustfdd.records import Outcome, load_run
 from robustfdd.report import write_report
+from robustfdd.specs import AttackSpec, Recipe, StudySpec
 from robustfdd.threat import Threat
 from robustfdd.training import train
 

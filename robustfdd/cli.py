@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robustfdd import __version__, catalogue, records
-from robustfdd.catalogue import EpsUnit, Method, Normalization, Placement, Recipe
 from robustfdd.datasets import DATASETS, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.engines import get_engine
@@ -27,6 +26,7 @@ from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.report import disagreements, main_table_text, write_report
+from robustfdd.specs import ENGINES, AttackUse, EpsUnit, Method, Normalization, Placement, Recipe, pixel_eps
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -222,8 +222,8 @@ def _epsilons(text: str | None, norm: Norm, scale: float, unit: EpsUnit) -> list
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigurationError(f"--{norm} {text}: must be numbers with commas between them, e.g. 0.01,0.03") from None
-    use = catalogue.parse(catalogue.AttackUse, {"name": "x", "eps": {norm: values}}, f"--{norm} {text}")
-    return [Threat(norm, catalogue.pixel_eps(eps, unit, scale)) for eps in use.eps[norm]]
+    use = catalogue.parse(AttackUse, {"name": "x", "eps": {norm: values}}, f"--{norm} {text}")
+    return [Threat(norm, pixel_eps(eps, unit, scale)) for eps in use.eps[norm]]
 
 
 def _load_factory(reference: str, weights: Path | None) -> nn.Module:
@@ -319,7 +319,7 @@ def attack(
         data,
         attack_ or catalogue.attack_names(),
         threats,
-        engines=[get_engine(name).name for name in engine or catalogue.ENGINES],
+        engines=[get_engine(name).name for name in engine or ENGINES],
         out=out,
         label=label,
         eps_scale=scale,

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import nn
 
 from robustfdd import catalogue, records
-from robustfdd.catalogue import AttackSpec, EngineName, EpsUnit, Method, StudySpec, load_attack, load_study
+from robustfdd.catalogue import load_attack, load_study
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
@@ -25,6 +25,7 @@ from robustfdd.errors import CheckpointError, ConfigurationError, RunDirectoryEr
 from robustfdd.manifest import describe_attack, describe_study, make_manifest, open_run
 from robustfdd.models import ResNet18, build_model, file_sha256, load_model, read_checkpoint
 from robustfdd.progress import Display, duration
+from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train
 from robustfdd.units import (
@@ -220,18 +221,19 @@ def _trained(
 
 
 def _is_of(path: Path, model: ResNet18, study: StudySpec, seed: int, dataset: Dataset) -> bool:
-    """Whether the checkpoint and its history are whole and came from the same recipe, seed, data and versions."""
+    """Whether the checkpoint and its history are whole and came from the same network, recipe, seed and data."""
     try:
         checkpoint = read_checkpoint(path)
         history = records.read_json(path.with_suffix(".json"))
     except (CheckpointError, RunDirectoryError):
         return False
-    made_of = (checkpoint.config, checkpoint.provenance.get("recipe"), checkpoint.provenance.get("seed"))
-    same_data = checkpoint.provenance.get("dataset_sha256") == dataset.sha256
+    made_of = checkpoint.provenance
     return (
-        made_of == (model.config, study.recipe.model_dump(), seed)
-        and same_data
-        and (history.get("sha256") == checkpoint.sha256)
+        checkpoint.config == model.config
+        and made_of.get("recipe") == study.recipe.model_dump()
+        and made_of.get("seed") == seed
+        and made_of.get("dataset_sha256") == dataset.sha256
+        and history.get("sha256") == checkpoint.sha256
     )
 
 
@@ -292,14 +294,11 @@ def evaluate(
     if eps_scale is None:
         eps_scale = model.config.std if isinstance(model, ResNet18) else data.std
     study_eps: dict[Norm, tuple[float, ...]] = {
-        norm: tuple(catalogue.normalized_eps(e, "pixel", eps_scale) if eps_unit == "normalized" else e for e in grid)
+        norm: tuple(normalized_eps(e, "pixel", eps_scale) if eps_unit == "normalized" else e for e in grid)
         for norm, grid in grids.items()
     }
-    uses = [
-        catalogue.parse(catalogue.AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats")
-        for spec in specs
-    ]
-    catalogue.parse(catalogue.Method, {"dropout": label}, "evaluate: label")
+    uses = [catalogue.parse(AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats") for spec in specs]
+    catalogue.parse(Method, {"dropout": label}, "evaluate: label")
     units = [
         AttackUnit(label, -1, spec, norm, engine, tuple(e for e in grid if e > 0), eps_unit)
         for spec, use in zip(specs, uses, strict=True)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from robustfdd import provenance, records
-from robustfdd.catalogue import AttackSpec, Method, StudySpec
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
+from robustfdd.specs import AttackSpec, Method, StudySpec
 from robustfdd.threat import Norm
 from robustfdd.units import AttackUnit
 
@@ -107,6 +107,8 @@ def open_run(run: Path, manifest: dict[str, Any], *, resume: bool) -> None:
             "study": content.get("study"),
             "dataset": (content.get("dataset") or {}).get("sha256"),
             "device": str(hardware.get("device")).partition(":")[0],
+            # Records of several versions under one manifest would be credited to the first.
+            "versions": {k: v for k, v in (content.get("versions") or {}).items() if k != "python"},
         }
 
     # Through JSON, so that what was written and what would be written are compared in the same form.

@@ -15,12 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from robustfdd.catalogue import AttackSpec, load_attack
+from robustfdd.catalogue import load_attack
 from robustfdd.classifier import batches, check_classifier, check_images, check_labels, device_of, frozen, predict
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import Engine, get_engine
 from robustfdd.errors import EngineError
 from robustfdd.records import Outcome
+from robustfdd.specs import AttackSpec
 from robustfdd.threat import Threat, in_box
 
 

@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from robustfdd.catalogue import Normalization, Placement, Scalar
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
 from robustfdd.records import write_atomically
+from robustfdd.specs import Normalization, Placement, Scalar
 
 #: Raised with every change that an older reader would misread.
 CHECKPOINT_FORMAT = 1

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfdd.catalogue import Recipe
 from robustfdd.classifier import device_of, predict
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
@@ -20,6 +19,7 @@ from robustfdd.errors import TrainingError
 from robustfdd.models import Checkpoint, ResNet18, save_model
 from robustfdd.provenance import versions
 from robustfdd.records import write_json
+from robustfdd.specs import Recipe
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from robustfdd import catalogue, provenance, records
-from robustfdd.catalogue import AttackSpec, EngineName, EpsUnit
+from robustfdd import provenance, records
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices
 from robustfdd.engines import get_engine
 from robustfdd.measure import CleanOutcome, clean_outcome, measure
 from robustfdd.progress import Display
 from robustfdd.records import Cell, Failure
+from robustfdd.specs import AttackSpec, EngineName, EpsUnit, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
 
 #: Cost of a forward pass, in input gradients; only progress bars depend on it.
@@ -170,7 +170,7 @@ def attack_cells(
     clean_prediction = clean.prediction.cpu().numpy().astype(np.int32)
     cells = []
     for eps in (0.0, *unit.eps):
-        eps_pixel = catalogue.pixel_eps(eps, unit.eps_unit, subject.eps_scale)
+        eps_pixel = pixel_eps(eps, unit.eps_unit, subject.eps_scale)
         result = measure(
             model,
             clean,
@@ -193,7 +193,7 @@ def attack_cells(
                 protocol="paper",
                 deterministic=unit.attack.deterministic,
                 eps_pixel=eps_pixel,
-                eps_normalized=catalogue.normalized_eps(eps, unit.eps_unit, subject.eps_scale),
+                eps_normalized=normalized_eps(eps, unit.eps_unit, subject.eps_scale),
                 attack_seed=attack_seed,
                 gradient_passes=result.gradient_passes,
                 seconds=result.seconds,

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "robustfdd"
 LAYERS = [
     {"errors"},
     {"threat", "records"},
+    {"specs"},
     {"catalogue"},
     {"datasets", "dropouts", "progress"},
     {"classifier", "provenance"},

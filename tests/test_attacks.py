@@ -11,12 +11,13 @@ import torch
 from conftest import LinearModel, TinyNet
 from torch import nn
 
-from robustfdd.catalogue import ENGINES, AttackSpec, attack_names, load_attack
+from robustfdd.catalogue import attack_names, load_attack
 from robustfdd.classifier import frozen
 from robustfdd.engines import get_engine
 from robustfdd.engines.base import random_start
 from robustfdd.errors import ConfigurationError, ModelContractError
 from robustfdd.measure import attack
+from robustfdd.specs import ENGINES, AttackSpec
 from robustfdd.threat import NORMS, Threat, in_box
 
 ALL = [

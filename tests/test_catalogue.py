@@ -7,19 +7,11 @@ from conftest import STUDY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustfdd.catalogue import (
-    AttackSpec,
-    attack_names,
-    load_attack,
-    load_study,
-    normalized_eps,
-    parse,
-    pixel_eps,
-    study_names,
-)
+from robustfdd.catalogue import attack_names, load_attack, load_study, parse, study_names
 from robustfdd.datasets import DATASETS
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import ConfigurationError
+from robustfdd.specs import AttackSpec, normalized_eps, pixel_eps
 from robustfdd.threat import Threat
 
 

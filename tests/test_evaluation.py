@@ -155,6 +155,15 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(run: Path, study_f
     assert stamps(run) == before
 
 
+def test_a_run_is_not_continued_with_other_versions(run: Path, study_file: Path) -> None:
+    """Its manifest names one version of everything, which must be true of all its records."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["versions"]["foolbox"] = "3.3.3"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RunDirectoryError, match=r"different: versions\.foolbox"):
+        run_evaluation(study_file, out=run)
+
+
 def test_a_directory_of_other_things_is_refused(run: Path, study_file: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")

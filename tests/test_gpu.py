@@ -9,13 +9,14 @@ import pytest
 import torch
 from conftest import TinyNet
 
-from robustfdd.catalogue import ENGINES, attack_names
+from robustfdd.catalogue import attack_names
 from robustfdd.datasets.base import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.evaluation import run_evaluation
 from robustfdd.measure import attack
 from robustfdd.models import build_model, load_model
 from robustfdd.records import load_run
+from robustfdd.specs import ENGINES
 from robustfdd.threat import NORMS, Threat
 
 pytestmark = [

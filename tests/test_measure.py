@@ -8,11 +8,12 @@ import torch
 from conftest import LinearModel
 from torch import Tensor
 
-from robustfdd.catalogue import ENGINES, load_attack
+from robustfdd.catalogue import load_attack
 from robustfdd.engines import Perturb, get_engine
 from robustfdd.errors import EngineError, ModelContractError
 from robustfdd.measure import CleanOutcome, clean_outcome, measure
 from robustfdd.records import Outcome
+from robustfdd.specs import ENGINES
 from robustfdd.threat import NORMS, Threat
 
 FGSM = load_attack("fgsm")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from robustfdd.catalogue import Recipe
 from robustfdd.datasets.base import Dataset, Split
 from robustfdd.errors import TrainingError
 from robustfdd.models import build_model, load_model
+from robustfdd.specs import Recipe
 from robustfdd.training import fit, train
 
 RECIPE = Recipe(epochs=2, batch_size=32, learning_rate=0.05, weight_decay=0.0)

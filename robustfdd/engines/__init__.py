@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from robustfdd.catalogue import ENGINES
 from robustfdd.engines.base import Engine, Perturb
 from robustfdd.errors import ConfigurationError
+from robustfdd.specs import ENGINES
 
 __all__ = ["ENGINES", "Engine", "Perturb", "get_engine"]
 

@@ -12,10 +12,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from robustfdd.catalogue import AttackSpec, EngineName
 from robustfdd.classifier import device_of
 from robustfdd.engines.base import GlobalRandomness, Perturb
 from robustfdd.errors import ConfigurationError
+from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
 

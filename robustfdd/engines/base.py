@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from robustfdd.catalogue import AttackSpec, EngineName
+from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
 #: Takes a batch of images (N, C, H, W) and their true labels (N,), gives the perturbed images. Called for consecutive

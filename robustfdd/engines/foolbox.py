@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustfdd.catalogue import AttackSpec, EngineName
 from robustfdd.classifier import device_of
 from robustfdd.engines.base import GlobalRandomness, Perturb, random_start
 from robustfdd.errors import ConfigurationError
+from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
 
