@@ -214,6 +214,42 @@ class Dropout(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch does not annotate it
 
 
+class ConstantDropout(Dropout):
+    """Base of the layers whose drop probability is one number; a subclass says what it drops with it.
+
+    The rescaling is by default that of torch's own dropout modules.
+
+    Args:
+        p: probability to drop a unit, in [0, 1].
+        rescale: see :class:`Dropout`.
+        active: see :class:`Dropout`.
+        generator: see :class:`Dropout`.
+
+    Raises:
+        ConfigurationError: p is outside [0, 1], or an option is not one of the allowed words.
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        rescale: Rescale = "inverted",
+        active: Active = "train",
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(rescale=rescale, active=active, generator=generator)
+        check_probability("p", p)
+        self.p = p
+
+    def constant(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """The number p in a shape that :meth:`drop_probability` may return; no memory is taken for it."""
+        return torch.full((), self.p, device=device, dtype=torch.float32).expand(shape)
+
+    def extra_repr(self) -> str:
+        """The options, for ``repr``."""
+        return f"p={self.p}, {super().extra_repr()}"
+
+
 @dataclass(frozen=True)
 class DropoutSpec:
     """A named way of regularising a classifier: which layer, where it goes and where it comes from.

@@ -8,44 +8,20 @@ instead, and that is the default here. Ke et al. 2020 state neither their p nor 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from robustfdd.dropouts.base import Active, Dropout, DropoutSpec, Rescale, check_probability, register
+from robustfdd.dropouts.base import ConstantDropout, DropoutSpec, register
 
 
-class OriginalDropout(Dropout):
+class OriginalDropout(ConstantDropout):
     """Drop each element of the input independently; with the defaults, the same as ``torch.nn.Dropout``.
 
-    Args:
-        p: probability to drop an element, in [0, 1].
-        rescale: see :class:`~robustfdd.dropouts.base.Dropout`.
-        active: see :class:`~robustfdd.dropouts.base.Dropout`.
-        generator: see :class:`~robustfdd.dropouts.base.Dropout`.
-
-    Raises:
-        ConfigurationError: p is outside [0, 1], or an option is not one of the allowed words.
+    Its arguments are those of :class:`~robustfdd.dropouts.base.ConstantDropout`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        rescale: Rescale = "inverted",
-        active: Active = "train",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(rescale=rescale, active=active, generator=generator)
-        check_probability("p", p)
-        self.p = p
 
     def drop_probability(self, x: Tensor) -> Tensor:
         """The constant p, in the shape of x, which may be any."""
-        return torch.full((), self.p, device=x.device, dtype=torch.float32).expand(x.shape)
-
-    def extra_repr(self) -> str:
-        """The options, for ``repr``."""
-        return f"p={self.p}, {super().extra_repr()}"
+        return self.constant(x.shape, x.device)
 
 
 register(

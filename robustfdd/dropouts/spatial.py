@@ -11,37 +11,17 @@ features: the mean of a map that is multiplied by m is m times its mean.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from robustfdd.dropouts.base import Active, Dropout, DropoutSpec, Rescale, check_probability, register
+from robustfdd.dropouts.base import ConstantDropout, DropoutSpec, register
 from robustfdd.errors import ConfigurationError
 
 
-class SpatialDropout(Dropout):
+class SpatialDropout(ConstantDropout):
     """Drop whole channels; with the defaults, the same as ``torch.nn.Dropout2d``.
 
-    Args:
-        p: probability to drop a channel of a sample, in [0, 1].
-        rescale: see :class:`~robustfdd.dropouts.base.Dropout`.
-        active: see :class:`~robustfdd.dropouts.base.Dropout`.
-        generator: see :class:`~robustfdd.dropouts.base.Dropout`.
-
-    Raises:
-        ConfigurationError: p is outside [0, 1], or an option is not one of the allowed words.
+    Its arguments are those of :class:`~robustfdd.dropouts.base.ConstantDropout`.
     """
-
-    def __init__(
-        self,
-        p: float = 0.5,
-        *,
-        rescale: Rescale = "inverted",
-        active: Active = "train",
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(rescale=rescale, active=active, generator=generator)
-        check_probability("p", p)
-        self.p = p
 
     def drop_probability(self, x: Tensor) -> Tensor:
         """The constant p, one entry a map.
@@ -57,11 +37,7 @@ class SpatialDropout(Dropout):
         """
         if x.ndim < 3:
             raise ConfigurationError(f"spatial dropout needs feature maps, (N, C, H, W), not shape {tuple(x.shape)}")
-        return torch.full((), self.p, device=x.device, dtype=torch.float32).expand(x.shape[:2])
-
-    def extra_repr(self) -> str:
-        """The options, for ``repr``."""
-        return f"p={self.p}, {super().extra_repr()}"
+        return self.constant(x.shape[:2], x.device)
 
 
 register(
