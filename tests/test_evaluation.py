@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import STUDY, TinyNet
+from conftest import STUDY, TinyNet, make_dataset, registered
 
 import robustfdd
 from robustfdd import evaluation, units
@@ -199,6 +199,26 @@ def test_a_device_that_is_not_there_is_named(study_file: Path, tmp_path: Path) -
         run_evaluation(study_file, out=tmp_path / "run", device="cuda")
     with pytest.raises(ConfigurationError, match="allowed: cpu, cuda"):
         run_evaluation(study_file, out=tmp_path / "run", device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "n_classes"),
+    [("fashion-mnist", 1, 28, 10), ("cifar10", 3, 32, 10), ("cifar100", 3, 32, 100), ("svhn", 3, 32, 10)],
+)
+def test_full_size_studies_run_when_reduced(
+    name: str, channels: int, size: int, n_classes: int, tmp_path: Path
+) -> None:
+    """Every part of the study but its size, on images of the data set's shape."""
+    data = make_dataset(n_train=64, n_test=2 * n_classes, n_classes=n_classes, size=size, channels=channels, name=name)
+    reduction = ["model.width=1", "recipe.epochs=1", f"test_images={n_classes}"]
+    with registered(data):
+        run = run_evaluation(name, out=tmp_path / "run", overrides=reduction, only=["none", "fdd-3d"])
+    found = load_run(run)
+    assert found.failures == []
+    assert set(found.cells.unit) == {unit["unit"] for unit in found.manifest["units"]}
+    assert {(m["method"], m["n_test"]) for m in found.models} == {("none", 2 * n_classes), ("fdd-3d", 2 * n_classes)}
+    page = robustfdd.write_report(run).read_text(encoding="utf-8")
+    assert "recipe.epochs=1" in page
 
 
 # --- anybody's model -------------------------------------------------------------------------------------------------
