@@ -16,7 +16,7 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.specs import AttackSpec, Spec, StudySpec
+from robustfdd.specs import AttackSpec, AttackUse, Spec, StudySpec
 from robustfdd.threat import Threat
 
 if sys.version_info >= (3, 11):
@@ -63,7 +63,7 @@ def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
         path = Path(name_or_path)
         if not path.is_file():
-            raise ConfigurationError(f"{path}: no such {kind} file")
+            raise ConfigurationError(f"{path}: {'not a file' if path.exists() else f'no such {kind} file'}")
         return path
     if text not in _names(folder):
         raise ConfigurationError(
@@ -74,7 +74,7 @@ def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({error})") from error
     except tomllib.TOMLDecodeError as error:
@@ -106,8 +106,13 @@ def _spec_within(annotation: object) -> type[Spec] | None:
 
 def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
     lines = []
-    for problem in error.errors():
+    problems = error.errors()
+    for problem in problems:
         location = problem["loc"]
+        # A list whose entries are wrong is also reported as too short.
+        inside = any(other["loc"][: len(location)] == location for other in problems if other is not problem)
+        if problem["type"] == "too_short" and inside:
+            continue
         key = ".".join(str(part) for part in location) or "(file)"
         if problem["type"] == "extra_forbidden":
             model = _spec_at(spec, location[:-1])
@@ -201,6 +206,21 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
                     f"--only {label}: the study {study.name!r} has no such method{hint(label, labels)}"
                 )
         study = study.model_copy(update={"methods": tuple(m for m in study.methods if m.label in only)})
+    try:
+        resolve_attacks(study)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+    return study
+
+
+def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
+    """The attacks of a study, each with its specification and the study's changes to it.
+
+    Raises:
+        ConfigurationError: an attack is unknown, has no such parameter, is not offered by one of the engines in one of
+            the norms, or is there twice; the message names the key.
+    """
+    resolved: list[tuple[AttackUse, AttackSpec]] = []
     for index, use in enumerate(study.attacks):
         try:
             spec = load_attack(use.name).with_parameters(use.parameters)
@@ -208,5 +228,9 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
                 for engine in study.engines:
                     spec.spelled(engine, Threat(norm, 1.0), 1)
         except ConfigurationError as error:
-            raise ConfigurationError(f"{source}: attacks.{index}: {error}") from None
-    return study
+            raise ConfigurationError(f"attacks.{index}: {error}") from None
+        # By the name inside the file: results are filed under it.
+        if any(other.name == spec.name for _, other in resolved):
+            raise ConfigurationError(f"attacks.{index}: an attack named {spec.name!r} is given more than once")
+        resolved.append((use, spec))
+    return resolved

@@ -6,7 +6,8 @@ normalisation inside the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -25,6 +26,23 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def tensor_digest(tensors: Mapping[str, object]) -> str:
+    """A hash of named tensors: names, types, shapes and bytes. Anything else is taken by its ``repr``."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{name} {value!r}".encode())
+    return digest.hexdigest()
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of the model's parameters and buffers, with their names."""
+    return tensor_digest(model.state_dict())
 
 
 @contextmanager
@@ -55,11 +73,11 @@ def check_images(x: Tensor) -> None:
     """Hold a batch of images to the contract.
 
     Raises:
-        ModelContractError: it is not a float tensor of shape (N, C, H, W) with all pixels in [0, 1].
+        ModelContractError: it is not a float32 tensor of shape (N, C, H, W) with all pixels in [0, 1].
     """
-    if not torch.is_floating_point(x) or x.ndim != 4:
+    if x.dtype != torch.float32 or x.ndim != 4:
         raise ModelContractError(
-            f"images must be a float tensor of shape (N, C, H, W) with pixels in [0, 1], "
+            f"images must be a float32 tensor of shape (N, C, H, W) with pixels in [0, 1], "
             f"not {x.dtype} of shape {tuple(x.shape)}"
         )
     if x.numel() and not bool(((x >= 0) & (x <= 1)).all()):
@@ -98,13 +116,16 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) 
         The number of classes.
 
     Raises:
-        ModelContractError: the model fails on the images, returns another shape, NaN or infinite values, probabilities
-            or log-probabilities instead of logits, or is random in evaluation mode.
+        ModelContractError: the model fails on the images, returns another shape or type, NaN or infinite values, or
+            probabilities instead of logits, is random in evaluation mode, mixes the images of a batch, or passes no
+            gradient to them.
     """
     check_images(x)
     with frozen(model), torch.no_grad():
         try:
-            first, second = model(x), model(x)
+            # Copies, lest a model that writes into its input be taken for a random one.
+            first, second = model(x.clone()), model(x.clone())
+            fewer = model(x[: (len(x) + 1) // 2].clone())
         except Exception as error:  # whatever a user's model raises, the answer is the same
             raise ModelContractError(
                 f"the model fails on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
@@ -121,6 +142,11 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) 
         )
     if first.shape[1] < 2:
         raise ModelContractError("the model must return at least two logits an image")
+    if first.dtype != torch.float32:
+        raise ModelContractError(
+            f"the model must take float32 images and return float32 logits, not {first.dtype}: in half precision the "
+            "gradients of confident predictions vanish, which looks like robustness"
+        )
     if not bool(torch.isfinite(first).all()):
         raise ModelContractError("the model returns NaN or infinite logits")
     rows = first.double()
@@ -130,11 +156,6 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) 
             "the model returns probabilities: every row is non-negative and sums to 1. "
             "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
         )
-    if bool((rows <= 0).all()) and torch.allclose(rows.exp().sum(1), ones, atol=1e-4):
-        raise ModelContractError(
-            "the model returns log-probabilities: the exponentials of every row sum to 1. "
-            "Return the logits, without the log-softmax"
-        )
     scale = float(first.abs().max())
     if float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
         raise ModelContractError(
@@ -143,6 +164,18 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) 
             "robustness, so it is refused. Make the forward deterministic in evaluation mode "
             "(for a dropout layer: active='train')"
         )
+    if float((first[: len(fewer)] - fewer).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
+        raise ModelContractError(
+            "the model's logits for an image depend on the other images of the batch, so its accuracy would depend on "
+            "the batch size. Make it treat every image by itself in evaluation mode (for batch norm: keep running "
+            "statistics)"
+        )
+    with frozen(model), torch.inference_mode(False), torch.enable_grad():
+        if not model(x.clone().requires_grad_()).requires_grad:
+            raise ModelContractError(
+                "the model's logits have no gradient with respect to the image, so a gradient attack cannot move it. "
+                "Look for detach, no_grad, argmax, or a conversion to NumPy in its forward"
+            )
     return int(first.shape[1])
 
 

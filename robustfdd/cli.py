@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -23,7 +24,7 @@ from robustfdd.engines import get_engine
 from robustfdd.errors import CheckpointError, ConfigurationError, RobustFDDError, UnitError
 from robustfdd.evaluation import evaluate, resolve_device, run_evaluation
 from robustfdd.manifest import command_line
-from robustfdd.models import build_model, check_same_data, load_model, read_checkpoint
+from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.report import disagreements, main_table_text, write_report
 from robustfdd.specs import ENGINES, AttackUse, EpsUnit, Method, Normalization, Placement, Recipe, pixel_eps
@@ -41,8 +42,8 @@ app = typer.Typer(
 #: Columns of tables that are not written to a terminal: enough for a dozen methods.
 PIPED_WIDTH = 160
 #: Tables and paths go to standard output, everything about how it goes to standard error.
-out_console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
-err_console = Console(stderr=True)
+out_console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, emoji=False)
+err_console = Console(stderr=True, emoji=False)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -72,6 +73,9 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except UnitError as error:
             err_console.print(f"failed: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(1) from None
+        except OSError as error:  # a disk that is full, a place that cannot be written to
+            err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
             raise typer.Exit(130) from None
@@ -174,7 +178,7 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A value of the recipe, e.g. learning_rate=0.05. Repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation and masks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights, order, augmentation and masks.")] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
 ) -> None:
@@ -238,7 +242,7 @@ def _load_factory(reference: str, weights: Path | None) -> nn.Module:
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
         model = factory() if not isinstance(factory, nn.Module) else factory
-    except Exception as error:  # whatever a user's module raises, the answer is the same
+    except (Exception, SystemExit) as error:  # whatever a user's module raises, the answer is the same
         raise ConfigurationError(f"--model {reference}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.pop(0)
@@ -261,7 +265,12 @@ def _load_weights(model: nn.Module, path: Path) -> None:
             state = state["state_dict"]
         model.load_state_dict(state)
     except Exception as error:  # torch, pickle and safetensors each have their own errors for a bad file
-        raise CheckpointError(f"--weights {path}: {type(error).__name__}: {error}") from error
+        # torch explains at length, and names every key of a state dict that does not fit.
+        reason = textwrap.shorten(str(error), 400) or "it may be empty"
+        raise CheckpointError(
+            f"--weights {path}: cannot be loaded as a state dict of the model, bare or under 'state_dict' "
+            f"({type(error).__name__}: {reason})"
+        ) from error
 
 
 @app.command()
@@ -294,7 +303,7 @@ def attack(
         int | None, typer.Option(min=1, help="How many test images, evenly over the classes. By default all.")
     ] = None,
     label: Annotated[str, typer.Option(help="What tables call the model.")] = "model",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random in the attacks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random in the attacks.")] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
     batch_size: BatchSize = 128,
@@ -310,7 +319,7 @@ def attack(
     else:
         if weights is not None:
             raise ConfigurationError("--weights goes with --model package.module:factory; a checkpoint has its own")
-        config = read_checkpoint(model).config
+        config = own_config(read_checkpoint(model))
         check_same_data(config, data, model)
         network, scale = load_model(model), config.std
     threats = [*_epsilons(linf, "linf", scale, eps_unit), *_epsilons(l2, "l2", scale, eps_unit)]

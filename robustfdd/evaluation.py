@@ -16,16 +16,16 @@ from rich.console import Console
 from torch import nn
 
 from robustfdd import catalogue, records
-from robustfdd.catalogue import load_attack, load_study
+from robustfdd.catalogue import load_attack, load_study, resolve_attacks
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
-from robustfdd.errors import CheckpointError, ConfigurationError, RunDirectoryError
+from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
 from robustfdd.manifest import describe_attack, describe_study, make_manifest, open_run
-from robustfdd.models import ResNet18, build_model, file_sha256, load_model, read_checkpoint
+from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256, load_model, read_checkpoint
 from robustfdd.progress import Display, duration
-from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps
+from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train
 from robustfdd.units import (
@@ -36,7 +36,7 @@ from robustfdd.units import (
     attack_cells,
     attack_model,
     failure_of,
-    weights_digest,
+    function_digest,
 )
 
 #: Cost of a training step per image, in input gradients; only progress bars depend on it.
@@ -67,9 +67,14 @@ def resolve_device(name: str | torch.device) -> torch.device:
 def _check_methods(study: StudySpec, source: str) -> None:
     for method in study.methods:
         try:
-            build_dropout(method.dropout, **method.options)
+            layer = build_dropout(method.dropout, **method.options)
         except ConfigurationError as error:
             raise ConfigurationError(f"{source}: methods: {method.label}: {error}") from None
+        if getattr(layer, "random_in_evaluation", False):
+            raise ConfigurationError(
+                f"{source}: methods: {method.label}: active = 'always' makes the model random in evaluation, where an "
+                "attack needs the mean of many gradients; allowed: train, never"
+            )
         allowed = DROPOUTS[method.dropout].placements
         if method.placement not in allowed:
             raise ConfigurationError(
@@ -77,14 +82,21 @@ def _check_methods(study: StudySpec, source: str) -> None:
             )
 
 
+def _check_engines(units: Sequence[AttackUnit], eps_scale: float) -> None:
+    """Ask each engine whether it has what is planned, at the largest radius, before anything is trained or written."""
+    for unit in {(unit.attack.name, unit.norm, unit.engine): unit for unit in units}.values():
+        eps = pixel_eps(unit.eps[-1], unit.eps_unit, eps_scale)
+        get_engine(unit.engine).check(unit.attack, Threat(unit.norm, eps))
+
+
 def plan(study: StudySpec) -> list[AttackUnit]:
     """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks = {use.name: load_attack(use.name).with_parameters(use.parameters) for use in study.attacks}
+    attacks = resolve_attacks(study)
     return [
         AttackUnit(
             method.label,
             seed,
-            attacks[use.name],
+            spec,
             norm,
             engine,
             tuple(eps for eps in grid if eps > 0),
@@ -92,7 +104,7 @@ def plan(study: StudySpec) -> list[AttackUnit]:
         )
         for method in study.methods
         for seed in study.seeds
-        for use in study.attacks
+        for use, spec in attacks
         for norm, grid in use.eps.items()
         for engine in study.engines
     ]
@@ -137,13 +149,17 @@ def run_evaluation(
     _check_methods(study, str(name_or_path))
     target = resolve_device(device)
     run = Path(out) if out is not None else Path("runs") / study.name
-    dataset = load_dataset(study.dataset, root=data_root)
+    try:
+        dataset = load_dataset(study.dataset, root=data_root)
+    except DatasetError as error:
+        raise DatasetError(f"{name_or_path}: dataset: {error}") from error
     n_test = len(dataset.test.labels)
     test = TestSet.choose(dataset.to(target), study.test_images)
     eps_scale = dataset.std if study.normalization == "z-score" else 1.0
     units = plan(study)
+    _check_engines(units, eps_scale)
     manifest = make_manifest(
-        describe_study(study, {unit.attack.name: unit.attack for unit in units}),
+        describe_study(study),
         dataset,
         units,
         eps_scale=eps_scale,
@@ -170,6 +186,8 @@ def run_evaluation(
                 except Exception as error:  # one failing model must not take the others with it
                     failure = failure_of(name, "train", method.label, seed, error)
                     records.write_failure(run, failure)
+                    for unit in mine:  # results of an earlier model are not this one's
+                        (run / "results" / f"{unit.name}.parquet").unlink(missing_ok=True)
                     display.finish(f"FAILED: {failure.error}: {failure.message}")
                     display.skip(sum(unit.cost(len(test.index)) for unit in mine))
                     continue
@@ -192,6 +210,7 @@ def _trained(
 ) -> ResNet18:
     """The model of one method and seed: loaded if its checkpoint is of the same recipe and data, else trained."""
     path = run / "models" / f"{name}.safetensors"
+    display.start(f"train {method.label} seed {seed} ({study.recipe.epochs} epochs)", cost)
     model = build_model(
         dataset,
         method.dropout,
@@ -204,7 +223,6 @@ def _trained(
     if _is_of(path, model, study, seed, dataset):
         display.skip(cost)
         return load_model(path, dataset.test.images.device)
-    display.start(f"train {method.label} seed {seed} ({study.recipe.epochs} epochs)", cost)
     checkpoint = train(
         model.to(dataset.test.images.device),
         dataset,
@@ -260,7 +278,7 @@ def evaluate(
         model: any torch module: pixels in [0, 1] in, logits out, normalisation inside.
         dataset: a data set or the name of one; it is moved to the device of the model.
         attacks: names, paths of attack files, or specifications.
-        threats: norms and radii in pixel units; every attack runs at each of them, and at eps = 0.
+        threats: norms and radii in pixel units, ascending in each norm; every attack runs at each of them and at 0.
         engines: the libraries; reports show the first.
         out: a run directory to write, from which :func:`robustfdd.write_report` makes a report; only the return value
             when None.
@@ -285,12 +303,17 @@ def evaluate(
         EngineError: an attack failed, and there is no ``out`` to note it in.
     """
     specs = [a if isinstance(a, AttackSpec) else load_attack(a) for a in attacks]
+    for kind, names in (("attack", [spec.name for spec in specs]), ("engine", list(engines))):
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"evaluate: an {kind} is given more than once: {', '.join(names)}")
     grids: dict[Norm, list[float]] = {}
     for threat in threats:
         grids.setdefault(threat.norm, []).append(threat.eps)
     if not specs or not grids or not engines:
         raise ConfigurationError("evaluate needs at least one attack, one threat and one engine")
     data = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    if isinstance(model, ResNet18):
+        check_same_data(model.config, data, label)
     if eps_scale is None:
         eps_scale = model.config.std if isinstance(model, ResNet18) else data.std
     study_eps: dict[Norm, tuple[float, ...]] = {
@@ -305,12 +328,10 @@ def evaluate(
         for norm, grid in use.eps.items()
         for engine in engines
     ]
-    for unit in units:
-        unit.attack.spelled(get_engine(unit.engine).name, Threat(unit.norm, 1.0), 1)
-
+    _check_engines(units, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
     clean = test.clean(model, batch_size)
-    subject = Subject(label, label, -1, eps_scale, weights_digest(model))
+    subject = Subject(label, label, -1, eps_scale, function_digest(model, clean))
     total = sum(unit.cost(len(test.index)) for unit in units)
     if out is None:
         with Display(total, console) as display:
@@ -323,6 +344,7 @@ def evaluate(
                 rows += [cell.row() for cell in cells]
                 display.finish()
         frame: pd.DataFrame = pd.DataFrame(rows, columns=list(records.SCHEMA.names))
+        frame["survival_rate"] = frame["survival_rate"].astype(float)  # None, where nothing was attacked, becomes NaN
         return frame
 
     study: dict[str, Any] = {

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from robustfdd import provenance, records
+from robustfdd.catalogue import resolve_attacks
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
@@ -53,11 +54,11 @@ def _describe_method(method: Method) -> dict[str, Any]:
         "title": DROPOUTS[method.dropout].title if method.label == method.dropout else method.label,
         "dropout": method.dropout,
         "placement": method.placement,
-        "options": dict(method.options),
+        "options": DROPOUTS[method.dropout].settings(method.options),
     }
 
 
-def describe_study(study: StudySpec, attacks: Mapping[str, AttackSpec]) -> dict[str, Any]:
+def describe_study(study: StudySpec) -> dict[str, Any]:
     """A study with everything it refers to spelled out, so that a report needs no other file."""
     return {
         "name": study.name,
@@ -73,7 +74,7 @@ def describe_study(study: StudySpec, attacks: Mapping[str, AttackSpec]) -> dict[
         "methods": [_describe_method(m) for m in study.methods],
         "model": {"architecture": "ResNet-18", **study.model.model_dump()},
         "recipe": study.recipe.model_dump(),
-        "attacks": [describe_attack(attacks[use.name], use.eps) for use in study.attacks],
+        "attacks": [describe_attack(spec, use.eps) for use, spec in resolve_attacks(study)],
         "open_choices": dict(study.open_choices),
     }
 

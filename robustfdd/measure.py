@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import batches, check_classifier, check_images, check_labels, device_of, frozen, predict
 from robustfdd.datasets.base import to_pixels
-from robustfdd.engines import Engine, get_engine
+from robustfdd.engines import Engine, Perturb, get_engine
 from robustfdd.errors import EngineError
 from robustfdd.records import Outcome
 from robustfdd.specs import AttackSpec
@@ -85,6 +85,13 @@ def clean_outcome(model: nn.Module, images: Tensor, labels: Tensor, *, n_classes
     check_labels(labels, len(images), n_classes)
     prediction = predict(model, images, batch_size=batch_size)
     return CleanOutcome(images, labels, prediction, prediction == labels, n_classes)
+
+
+def _perturbed(perturb: Perturb, x: Tensor, y: Tensor) -> Tensor:
+    """What the engine makes of a batch, whatever it writes to and whatever gradients the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # Copies: an attack that writes into its input would otherwise be measured against its own result.
+        return perturb(x.clone(), y.long().clone())
 
 
 def _checked(x: Tensor, x_adv: Tensor, threat: Threat, attack: AttackSpec, engine: Engine) -> Tensor:
@@ -162,7 +169,7 @@ def measure(
             for part in batches(len(attacked), batch_size):
                 index = attacked[part]
                 x = to_pixels(clean.images[index])
-                x_adv = _checked(x, perturb(x, clean.labels[index]), threat, attack, engine)
+                x_adv = _checked(x, _perturbed(perturb, x, clean.labels[index]), threat, attack, engine)
                 prediction[index] = predict(model, x_adv, batch_size=batch_size)
                 distance[index] = threat.distance(x, x_adv)
                 n_passes += len(index) * attack.n_gradients
@@ -234,5 +241,5 @@ def attack(
         )
         for part in batches(len(x), batch_size):
             images, labels = x[part].to(device_of(model)), y[part].to(device_of(model))
-            out[part] = _checked(images, perturb(images, labels), threat, spec, runner).to(x)
+            out[part] = _checked(images, _perturbed(perturb, images, labels), threat, spec, runner).to(x)
     return out

@@ -24,6 +24,7 @@ from torchvision.models.resnet import BasicBlock
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
+from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import write_atomically
 from robustfdd.specs import Normalization, Placement, Scalar
 
@@ -195,10 +196,10 @@ def build_model(
         width=width,
         dropout=dropout,
         placement=placement,
-        options=options,
+        # Defaults are spelled out, so that a checkpoint means the same when a default changes.
+        options=DROPOUTS[dropout].settings(options) if dropout in DROPOUTS else options,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with GlobalRandomness(seed):
         # Channels-last convolutions are the faster ones on CPUs and GPUs alike; the values are the same.
         return ResNet18(config).to(memory_format=torch.channels_last)
 
@@ -210,29 +211,35 @@ class Checkpoint:
     Attributes:
         path: the safetensors file.
         sha256: of the file.
-        config: what the network is built from.
+        config: what the network is built from; None for a model of a class of somebody else's.
         provenance: how it was trained: recipe, seed, data hash and versions.
     """
 
     path: Path
     sha256: str
-    config: ModelConfig
+    config: ModelConfig | None
     provenance: Mapping[str, Any]
 
 
-def save_model(model: ResNet18, path: Path, provenance: Mapping[str, Any]) -> Checkpoint:
+def save_model(model: nn.Module, path: Path, provenance: Mapping[str, Any]) -> Checkpoint:
     """Write a model as safetensors, atomically; the same weights and provenance give the same bytes.
 
     Args:
-        model: the network.
+        model: a network of this package, which :func:`load_model` gives back; of any other model the weights.
         path: the file, ending in ``.safetensors``.
         provenance: what JSON can hold; kept in the file's header.
     """
-    header = {"format": CHECKPOINT_FORMAT, "config": asdict(model.config), "provenance": dict(provenance)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    config = model.config if isinstance(model, ResNet18) else None
+    header = {
+        "format": CHECKPOINT_FORMAT,
+        "config": asdict(config) if config else None,
+        "provenance": dict(provenance),
+    }
+    # Copies, because a file may not hold one piece of memory under two names.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     metadata = {"robustfdd": json.dumps(header, sort_keys=True)}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
-    return Checkpoint(path, file_sha256(path), model.config, dict(provenance))
+    return Checkpoint(path, file_sha256(path), config, dict(provenance))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -252,12 +259,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             raise CheckpointError(
                 f"{path}: checkpoint format {header['format']!r}; this version reads {CHECKPOINT_FORMAT}"
             )
-        config = ModelConfig.from_json(header["config"])
+        config = None if header["config"] is None else ModelConfig.from_json(header["config"])
     except KeyError as error:
         raise CheckpointError(f"{path}: a safetensors file, but no checkpoint of robustfdd (no {error})") from error
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from error
     return Checkpoint(path, file_sha256(path), config, header.get("provenance", {}))
+
+
+def own_config(checkpoint: Checkpoint) -> ModelConfig:
+    """What the network of a checkpoint is built from.
+
+    Raises:
+        CheckpointError: it holds the weights of somebody else's class, which only that class can be built from.
+    """
+    if checkpoint.config is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds weights of a model that is not of this package; build the model and load them "
+            "with safetensors.torch.load_file, or on the command line --model package.module:factory --weights"
+        )
+    return checkpoint.config
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> ResNet18:
@@ -270,11 +291,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> ResNet18
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or its weights do not fit the network.
     """
-    config = read_checkpoint(path).config
+    config = own_config(read_checkpoint(path))
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        with torch.random.fork_rng(devices=[]):
+        with GlobalRandomness(0):  # the weights are overwritten; the caller's random state must not be used for them
             model = ResNet18(config)
         model.load_state_dict(weights)
     except (SafetensorError, OSError, RuntimeError, ConfigurationError) as error:

@@ -82,6 +82,8 @@ class Display:
         """End the current unit, whether or not its whole cost was told."""
         description, whole, done = self._unit
         self.advance(whole - done)
+        if self._bars is not None and note:
+            self.say(f"{description}: {note}")
         if self._bars is None and self._console is not None:
             elapsed = time.perf_counter() - self._started
             left = (self._total - self._done) * elapsed / max(self._worked, 1e-9)

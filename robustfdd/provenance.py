@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import subprocess
@@ -16,9 +18,24 @@ from robustfdd import __version__
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "eagerpy", "numpy", "scipy")
 
 
+@functools.cache
+def source_digest() -> str:
+    """A short hash of the code of this package that numbers depend on: all of it but what shows them.
+
+    The version alone does not tell two states of a checkout apart.
+    """
+    package = Path(__file__).resolve().parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        relative = path.relative_to(package)
+        if relative.parts[0] not in ("report", "cli.py", "progress.py", "__main__.py"):
+            digest.update(f"{relative.as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
 def versions() -> dict[str, str]:
     """The versions of everything a number depends on."""
-    found = {"robustfdd": __version__, "python": platform.python_version()}
+    found = {"robustfdd": __version__, "robustfdd source": source_digest(), "python": platform.python_version()}
     for package in _PACKAGES:
         try:
             found[package] = metadata.version(package)

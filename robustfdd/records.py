@@ -14,6 +14,7 @@ neither torch nor the attack libraries, so reports can be made where they are no
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -184,6 +185,19 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Make sure that a file can be written there, before the work whose result it is to hold.
+
+    Raises:
+        OSError: it is a directory, or its directory cannot be made or written to; the message names it.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -250,6 +264,15 @@ def read_cells(path: Path) -> pd.DataFrame:
         raise RunDirectoryError(f"{path}: has other columns than a results file of format {FORMAT}")
     frame: pd.DataFrame = table.to_pandas()
     return frame
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a results file can be read to its end; its key is at the end, and says nothing of the middle."""
+    try:
+        read_cells(path)
+    except RunDirectoryError:
+        return False
+    return True
 
 
 def write_failure(run: Path, failure: Failure) -> None:

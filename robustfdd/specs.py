@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robustfdd.errors import ConfigurationError
 from robustfdd.threat import Norm, Threat
@@ -19,6 +20,7 @@ Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
 Scalar: TypeAlias = bool | int | float | str
 
+MAX_NAME = 48
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -29,6 +31,8 @@ class Spec(BaseModel):
 
 
 def _checked_name(name: str) -> str:
+    if len(name) > MAX_NAME:  # names become parts of file names
+        raise ValueError(f"at most {MAX_NAME} characters")
     if not _NAME.fullmatch(name):
         raise ValueError("use lower-case letters, digits, '.', '_' and '-' only, starting with a letter or digit")
     return name
@@ -78,6 +82,14 @@ class AttackSpec(Spec):
                 raise ValueError(f"{key} refers to {value}; allowed: {', '.join('$' + name for name in sorted(known))}")
         return self
 
+    @model_validator(mode="after")
+    def _steps_are_positive(self) -> AttackSpec:
+        for key in ("steps", "relative_step"):
+            value = self.parameters.get(key, 1)
+            if isinstance(value, (bool, str)) or not 0 < value < math.inf:
+                raise ValueError(f"parameters.{key} must be a number above 0, not {value!r}")
+        return self
+
     def _derived(self, eps: float, batch_size: int) -> dict[str, Scalar | None]:
         step = self.parameters.get("relative_step", 1.0)
         return {"eps": eps, "step": float(step) * eps, "batch_size": batch_size, "none": None}
@@ -122,7 +134,8 @@ class AttackSpec(Spec):
         for key, value in overrides.items():
             if key not in self.parameters:
                 raise ConfigurationError(
-                    f"attack {self.name!r} has no parameter {key!r}; allowed: {', '.join(self.parameters) or 'none'}"
+                    f"attack {self.name!r} has no parameter {key!r}; "
+                    f"allowed: {', '.join(self.parameters) or 'none at all'}"
                 )
             present = self.parameters[key]
             if isinstance(value, bool) != isinstance(present, bool) or (
@@ -131,7 +144,12 @@ class AttackSpec(Spec):
                 raise ConfigurationError(
                     f"attack {self.name!r}: parameter {key!r} must be of the kind of {present!r}, not {value!r}"
                 )
-        return self.model_copy(update={"parameters": {**self.parameters, **overrides}})
+        content = self.model_dump(by_alias=True)
+        content["parameters"] |= overrides
+        try:
+            return AttackSpec.model_validate(content)
+        except ValidationError as error:
+            raise ConfigurationError(f"attack {self.name!r}: {error.errors()[0]['msg']}") from None
 
 
 class Recipe(Spec):
@@ -197,7 +215,7 @@ class Method(Spec):
     _label = field_validator("label")(_checked_name)
 
 
-Eps = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Eps = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 class AttackUse(Spec):
@@ -211,8 +229,8 @@ class AttackUse(Spec):
     @classmethod
     def _ascending(cls, value: Mapping[Norm, tuple[float, ...]]) -> Mapping[Norm, tuple[float, ...]]:
         for norm, grid in value.items():
-            if not grid:
-                raise ValueError(f"{norm}: the list of epsilons is empty")
+            if not any(eps > 0 for eps in grid):
+                raise ValueError(f"{norm}: the list of epsilons must have one above 0; 0 itself is always measured")
             if any(a >= b for a, b in itertools.pairwise(grid)):
                 raise ValueError(f"{norm}: epsilons must be strictly ascending, not {list(grid)}")
         return value
@@ -264,7 +282,6 @@ class StudySpec(Spec):
             "methods (label)": [m.label for m in self.methods],
             "seeds": self.seeds,
             "engines": self.engines,
-            "attacks (name)": [a.name for a in self.attacks],
         }
         for key, values in lists.items():
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})

@@ -22,6 +22,10 @@ BUDGET_ATOL = 1e-6
 #: Slack for the box [0, 1]: an attack that adds a clipped perturbation back to the image may leave it by a rounding.
 BOX_ATOL = 1e-6
 
+#: Larger radii are mistakes: in L-infinity 1 already reaches every image, and in L2 the square root of the number of
+#: pixels does, which is below this for images of up to 5,000 x 5,000 pixels in three channels.
+MAX_EPS: dict[Norm, float] = {"linf": 1.0, "l2": 1e4}
+
 
 @dataclass(frozen=True)
 class Threat:
@@ -29,11 +33,11 @@ class Threat:
 
     Attributes:
         norm: ``"linf"`` or ``"l2"``.
-        eps: radius of the ball in pixel units, that is for pixels in [0, 1]; finite and at least 0. For L2 it is
-            the Euclidean length over all pixels and channels of one image.
+        eps: radius of the ball in pixel units, that is for pixels in [0, 1]; finite, at least 0 and at most
+            :data:`MAX_EPS`. For L2 it is the Euclidean length over all pixels and channels of one image.
 
     Raises:
-        ConfigurationError: the norm is unknown, or eps is negative or not finite.
+        ConfigurationError: the norm is unknown, or eps is negative, not finite or too large.
     """
 
     norm: Norm
@@ -44,6 +48,11 @@ class Threat:
             raise ConfigurationError(f"unknown norm {self.norm!r}; allowed: {', '.join(NORMS)}")
         if not math.isfinite(self.eps) or self.eps < 0:
             raise ConfigurationError(f"eps must be finite and at least 0, not {self.eps!r}")
+        if self.eps > MAX_EPS[self.norm]:
+            raise ConfigurationError(
+                f"eps must be at most {MAX_EPS[self.norm]:g} in {self.norm}, not {self.eps:g}: it is for pixels in "
+                f"[0, 1], where 8 of 255 levels are {8 / 255:.4f}"
+            )
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Length of the perturbation of each image, in pixel units.

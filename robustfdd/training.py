@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustfdd.classifier import device_of, predict
+from robustfdd.classifier import device_of, predict, weights_digest
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import TrainingError
-from robustfdd.models import Checkpoint, ResNet18, save_model
+from robustfdd.models import Checkpoint, ResNet18, check_same_data, save_model
 from robustfdd.provenance import versions
-from robustfdd.records import write_json
+from robustfdd.randomness import GlobalRandomness
+from robustfdd.records import check_writable, write_json
 from robustfdd.specs import Recipe
 
 
@@ -121,11 +122,10 @@ def fit(
     generator = torch.Generator(device).manual_seed(seed)
     history: list[Epoch] = []
     with (
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        GlobalRandomness(seed),  # of the dropout masks
         # One seed must give the same weights twice, so cuDNN may not choose algorithms by timing them.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
     ):
-        torch.manual_seed(seed)
         model.train()
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
@@ -141,7 +141,7 @@ def fit(
 
 
 def train(
-    model: ResNet18,
+    model: nn.Module,
     dataset: Dataset,
     recipe: Recipe,
     *,
@@ -153,7 +153,8 @@ def train(
     """Train a model and write its checkpoint, with how it was trained beside it.
 
     Args:
-        model: from :func:`robustfdd.build_model`; trained in place, on the device it is on.
+        model: from :func:`robustfdd.build_model`, or any classifier; trained in place, on the device it is on. Of a
+            classifier that is not of this package the checkpoint holds the weights only.
         dataset: moved to that device if it is elsewhere.
         recipe: how to train.
         seed: of the order, the augmentation and the dropout masks.
@@ -163,8 +164,13 @@ def train(
 
     Raises:
         TrainingError: the loss is no longer finite; nothing is written.
+        DatasetError: the model was built for other data.
     """
     out = Path(out)
+    if isinstance(model, ResNet18):
+        check_same_data(model.config, dataset, label or model.config.dropout)
+    # A place that cannot be written to is better known before training than after it.
+    check_writable(out)
     started = time.perf_counter()
     data = dataset.to(device_of(model))
     history = fit(model, data.train, recipe, seed=seed, advance=advance)
@@ -181,10 +187,11 @@ def train(
     write_json(
         out.with_suffix(".json"),
         {
-            "method": label or model.config.dropout,
+            "method": label or (model.config.dropout if isinstance(model, ResNet18) else type(model).__name__),
             "seed": seed,
             "checkpoint": out.name,
             "sha256": checkpoint.sha256,
+            "weights_sha256": weights_digest(model),
             "clean_accuracy": float(correct.double().mean()),
             "n_test": len(correct),
             "seconds": seconds,

@@ -16,9 +16,11 @@ import torch
 from torch import nn
 
 from robustfdd import provenance, records
+from robustfdd.classifier import frozen, tensor_digest, weights_digest
 from robustfdd.datasets import Dataset
-from robustfdd.datasets.base import test_indices
+from robustfdd.datasets.base import test_indices, to_pixels
 from robustfdd.engines import get_engine
+from robustfdd.errors import ConfigurationError
 from robustfdd.measure import CleanOutcome, clean_outcome, measure
 from robustfdd.progress import Display
 from robustfdd.records import Cell, Failure
@@ -109,6 +111,10 @@ class TestSet:
     @classmethod
     def choose(cls, dataset: Dataset, n: int | None) -> TestSet:
         """A fixed choice of ``n`` test images, evenly over the classes; all when None."""
+        if n is not None and n > len(dataset.test.labels):
+            raise ConfigurationError(
+                f"test_images: {n}, but {dataset.title} has {len(dataset.test.labels)} test images"
+            )
         index = test_indices(dataset.test.labels, len(dataset.test.labels) if n is None else n, seed=0)
         return cls(dataset, index.cpu().numpy())
 
@@ -128,13 +134,14 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def weights_digest(model: nn.Module) -> str:
-    """A hash of the model's class, parameters and buffers."""
-    digest = hashlib.sha256(type(model).__qualname__.encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
+    """A hash of what the model is: its weights, and its logits for a few images.
+
+    Weights alone do not tell two models apart that differ in their code, or that have none.
+    """
+    with frozen(model), torch.no_grad():
+        logits = model(to_pixels(clean.images[:32]))
+    return hashlib.sha256((weights_digest(model) + tensor_digest({"logits": logits})).encode()).hexdigest()
 
 
 def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int) -> str:
@@ -243,7 +250,7 @@ def attack_model(
     for unit in units:
         path = run / "results" / f"{unit.name}.parquet"
         key = _unit_key(unit, subject, test, attack_seed)
-        if records.read_key(path) == key:
+        if records.read_key(path) == key and records.is_whole(path):
             display.skip(unit.cost(len(test.index)))
             continue
         seed = f" seed {unit.seed}" if unit.seed >= 0 else ""

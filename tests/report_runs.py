@@ -45,6 +45,7 @@ class FakeRun:
     random_attacks: Sequence[str] = ()
     failures: Sequence[Failure] = ()
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    weights: Mapping[str, str] = field(default_factory=dict)  # digests by method; each model its own when left out
     models: bool = True
     epochs: int = 3
     n_test: int = 10_000
@@ -93,6 +94,7 @@ class FakeRun:
             "n_test": self.n_test,
             "seconds": 100.0 + 10 * i + seed,
             "parameters": 11_000_000 + i,
+            "weights_sha256": self.weights.get(method, f"{i:02d}{seed:02d}" * 16),
             "epochs": [
                 {
                     "epoch": epoch,

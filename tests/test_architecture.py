@@ -16,7 +16,7 @@ LAYERS = [
     {"threat", "records"},
     {"specs"},
     {"catalogue"},
-    {"datasets", "dropouts", "progress"},
+    {"datasets", "dropouts", "progress", "randomness"},
     {"classifier", "provenance"},
     {"models", "engines"},
     {"training", "measure"},

@@ -7,7 +7,7 @@ from conftest import STUDY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustfdd.catalogue import attack_names, load_attack, load_study, parse, study_names
+from robustfdd.catalogue import attack_names, load_attack, load_study, parse, resolve_attacks, study_names
 from robustfdd.datasets import DATASETS
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import ConfigurationError
@@ -72,7 +72,13 @@ def write(tmp_path: Path, text: str, name: str = "mine.toml") -> Path:
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [0.1, 0.1]", ["attacks.0.eps", "strictly ascending"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [-0.1, 0.1]", ["attacks.0.eps.linf.0", "greater than or equal to 0"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [nan]", ["attacks.0.eps.linf.0", "finite"]),
-        ("eps.linf = [0, 0.1, 0.8]", "eps.linf = []", ["attacks.0.eps", "empty"]),
+        ("eps.linf = [0, 0.1, 0.8]", "eps.linf = []", ["attacks.0.eps", "must have one above 0"]),
+        ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [0]", ["attacks.0.eps", "must have one above 0"]),
+        ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [true]", ["attacks.0.eps.linf.0", "valid number"]),
+        ("parameters = {steps = 3}", "parameters = {steps = 0}", ["attacks.1", "parameters.steps", "above 0"]),
+        ("parameters = {steps = 3}", "parameters = {relative_step = -0.1}", ["relative_step", "above 0"]),
+        ('name = "fgsm"', 'name = "pgd"', ["attacks.1", "'pgd' is given more than once"]),
+        ('name = "small"', f'name = "{"s" * 60}"', ["name", "at most 48"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.l1 = [0.1]", ["attacks.0.eps.l1", "'linf' or 'l2'"]),
         ('name = "fgsm"', 'name = "fgms"', ["unknown attack 'fgms'", "did you mean 'fgsm'", "bim"]),
         ("parameters = {steps = 3}", "parameters = {step = 3}", ["no parameter 'step'", "steps"]),
@@ -94,6 +100,7 @@ def test_a_mistake_names_file_key_and_what_is_allowed(tmp_path: Path, old: str, 
     message = str(caught.value)
     assert all(part in message for part in says), message
     assert str(path) in message
+    assert "Tuple should have at least" not in message  # a consequence of a mistake inside the list
     assert len(message.splitlines()) < 20
 
 
@@ -123,6 +130,15 @@ def test_only_keeps_the_methods_named(study_file: Path) -> None:
     assert [m.label for m in load_study(study_file, only=["fdd-2d-inverted"]).methods] == ["fdd-2d-inverted"]
     with pytest.raises(ConfigurationError, match=r"--only fdd-3d: the study .* allowed: none, fdd-2d-inverted"):
         load_study(study_file, only=["fdd-3d"])
+
+
+def test_a_study_may_name_an_attack_file(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "attacks" / "pgd.toml").read_text(encoding="utf-8")
+    attack = write(
+        tmp_path, text.replace('name = "pgd"', 'name = "pgd-50"').replace("steps = 10", "steps = 50"), "a.toml"
+    )
+    study = load_study(write(tmp_path, STUDY.replace('name = "pgd"', f'name = "{attack.as_posix()}"')))
+    assert [spec.name for _, spec in resolve_attacks(study)] == ["fgsm", "pgd-50"]
 
 
 def test_an_attack_file_of_ones_own(tmp_path: Path) -> None:

@@ -87,7 +87,8 @@ def test_train_then_attack_then_report(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert re.search(r"clean accuracy \d+\.\d\d % on 80 test images", result.output)
     loaded = robustfdd.load_model(model)
-    assert loaded.config.options == {"rescale": "inverted"}
+    assert loaded.config.options["rescale"] == "inverted"
+    assert loaded.config.options["kappa"] == -0.8
 
     result = invoke(
         *("attack", "--model", model, "--dataset", "quarters", "--attack", "bim", "--linf", "0,0.1,0.2"),

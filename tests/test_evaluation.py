@@ -68,7 +68,10 @@ def test_the_manifest_says_what_was_done(run: Path, quarters: Dataset, study_fil
     assert manifest["eps_scale"] == quarters.std
     assert manifest["study"]["recipe"]["epochs"] == 3
     assert manifest["study"]["attacks"][1]["parameters"] == {"steps": 3, "relative_step": 0.1}
-    assert manifest["study"]["methods"][1]["options"] == {"rescale": "inverted"}
+    assert manifest["study"]["methods"][1]["options"] == {
+        **{"n_bins": 5, "kappa": -0.8, "alpha": 0.9},
+        **{"rescale": "inverted", "active": "train"},
+    }
     assert {"torch", "foolbox", "adversarial-robustness-toolbox", "robustfdd"} <= set(manifest["versions"])
     assert json.loads((run / "models" / "none--seed0.json").read_text())["method"] == "none"
 
@@ -180,7 +183,10 @@ def test_a_directory_of_other_things_is_refused(run: Path, study_file: Path, tmp
         ('"fdd-2d"', '"fdd-5d"', ConfigurationError, "fdd-5d"),
         ('rescale = "inverted"', 'rescale = "inverse"', ConfigurationError, "inverse"),
         ('dropout = "fdd-2d"', 'dropout = "fdd-1d", placement = "stages"', ConfigurationError, "allowed: last"),
-        ('dataset = "quarters"', 'dataset = "quartets"', DatasetError, "quartets"),
+        ('rescale = "inverted"', 'active = "always"', ConfigurationError, "makes the model random"),
+        ('dataset = "quarters"', 'dataset = "quartets"', DatasetError, r"s\.toml: dataset: .*quartets"),
+        ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [8]", ConfigurationError, "at most 1 in linf"),
+        ("test_images = 24", "test_images = 81", ConfigurationError, "81, but Quarters has 80"),
     ],
 )
 def test_unknown_parts_are_refused_before_anything_is_written(

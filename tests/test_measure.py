@@ -91,6 +91,7 @@ def test_only_correct_images_are_attacked(linear: LinearModel, clean: CleanOutco
         (lambda x: x - 0.55, "left the box"),
         (lambda x: x * float("nan"), "left the box"),
         (lambda x: x[:, :, :1], "returned shape"),
+        (lambda x: x.copy_((x + 0.2).clamp(0, 1)), "left its linf budget"),
     ],
 )
 def test_an_engine_that_cheats_yields_no_number(linear: LinearModel, clean: CleanOutcome, change, says: str) -> None:
@@ -129,7 +130,9 @@ class Returns(torch.nn.Module):
         (lambda x: x.flatten(1)[:1, :2], "shape"),
         (lambda x: (x, x), "tuple"),
         (lambda x: x.flatten(1)[:, :2].softmax(1), "probabilities"),
-        (lambda x: x.flatten(1)[:, :2].log_softmax(1), "log-probabilities"),
+        (lambda x: x.flatten(1)[:, :2].double(), "float32 logits"),
+        (lambda x: x.flatten(1)[:, :2] - x.flatten(1)[:, :2].mean(0), "depend on the other images"),
+        (lambda x: x.flatten(1)[:, :2].detach(), "no gradient"),
         (lambda x: x.flatten(1)[:, :2] / 0, "NaN or infinite"),
         (lambda x: x.flatten(1)[:, :2] * torch.rand(len(x), 2), "random in evaluation mode"),
         (lambda x: x.reshape(len(x), 7), "fails on images of shape"),

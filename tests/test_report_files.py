@@ -290,9 +290,10 @@ def test_latex_tables_carry_caption_label_and_marks(report: Path) -> None:
     assert r"\label{tab:robust-accuracy-linf}" in text
     assert r"\caption{Robust accuracy (\%), $L_\infty$. Toy images; 1,000 test images" in text
     assert r"FGSM & 0.5 & 0.125 & \textbf{60.0} & \textendash{} & 50.0 \\" in text
+    # Words of a header stand one below the other.
     assert (
-        r"a\_b\%c\&d\#e\$f\textasciitilde{}g\textasciicircum{}h\textbackslash{}i\{j\}k\textless{}script\textgreater{}"
-        r"alert(1)\textless{}/script\textgreater{}\textbar{}{[}l{]}{*}m{`}n{`}\'{e} $\kappa$-{}-o"
+        r"\shortstack[r]{a\_b\%c\&d\#e\$f\textasciitilde{}g\textasciicircum{}h\textbackslash{}i\{j\}k\textless{}script\textgreater{}"
+        r"alert(1)\textless{}/script\textgreater{}\textbar{}{[}l{]}{*}m{`}n{`}\'{e} \\ $\kappa$-{}-o}"
     ) in text
 
 

@@ -315,10 +315,16 @@ def test_methods_that_are_the_same_function_are_named(tmp_path: Path) -> None:
         # One image of one cell tells "none" from the others, and nothing tells those apart.
         return (100, 899, 1) if (key.method, key.step, key.seed) == ("none", 2, 1) else (100, 900, 0)
 
-    same = notes_of(FakeRun(counts, seeds=(0, 1), methods=methods), tmp_path / "same")
+    weights = dict.fromkeys(("none", "original", "spatial"), "ab" * 32)
+    same = notes_of(FakeRun(counts, seeds=(0, 1), methods=methods, weights=weights), tmp_path / "same")
     assert list(same) == ["Original and Spatial are one result"]
+    # Networks that learned nothing predict alike, too.
+    assert notes_of(FakeRun(counts, seeds=(0, 1), methods=methods), tmp_path / "alike") == {}
     gap = FakeRun(
-        lambda key: None if (key.method, key.step) == ("spatial", 2) else counts(key), seeds=(0, 1), methods=methods
+        lambda key: None if (key.method, key.step) == ("spatial", 2) else counts(key),
+        seeds=(0, 1),
+        methods=methods,
+        weights=weights,
     )
     assert not any("one result" in title for title in notes_of(gap, tmp_path / "gap"))
 

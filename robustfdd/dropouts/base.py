@@ -289,6 +289,10 @@ class DropoutSpec:
         parameters = inspect.signature(self.build).parameters
         return {name: parameter.default for name, parameter in parameters.items()}
 
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All options of the layer, as given or by default, but for the generator, which no file can hold."""
+        return {name: value for name, value in {**self.options, **options}.items() if name != "generator"}
+
 
 _REGISTRY: dict[str, DropoutSpec] = {}
 #: All known dropouts by name, in the order in which they are to be listed. It follows later registrations.

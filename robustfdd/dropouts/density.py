@@ -171,7 +171,6 @@ class FeatureDensityDropout(Dropout):
         n_bins: int,
         kappa: float = -0.8,
         alpha: float = 0.9,
-        *,
         rescale: Rescale = "none",
         active: Active = "train",
         generator: torch.Generator | None = None,

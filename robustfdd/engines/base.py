@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, nn
 
+from robustfdd.errors import ConfigurationError
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
@@ -26,6 +26,14 @@ class Engine(Protocol):
 
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:
         """The model as the library's own classifier object, for pixels in [0, 1]."""
+
+    def check(self, attack: AttackSpec, threat: Threat) -> None:
+        """Make sure that the library has the attack as its file spells it, without running it.
+
+        Raises:
+            ConfigurationError: the attack is not offered in this norm, names no attack class of the library, or does
+                not name all arguments of its constructor.
+        """
 
     def prepare(
         self,
@@ -54,42 +62,34 @@ class Engine(Protocol):
         """
 
 
-_State: TypeAlias = tuple[Any, Tensor, list[Tensor]]
+#: The cross-entropy is multiplied by this in both engines. None of the attacks depends on the scale of its loss, but
+#: float32 does: gradients of confident models are as small as 1e-14, and Foolbox normalises one of a length below 1e-12
+#: as if it had that length, so that it hardly moves the image. A power of two adds no rounding.
+LOSS_SCALE = 2.0**30
 
 
-def _get_state() -> _State:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002 - the generator that the libraries use
+def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, Any], *, given: set[str]) -> None:
+    """Hold an attack file to naming every argument of the library's constructor, so that no default is in play.
 
+    Args:
+        attack: the attack.
+        cls: its class in the library.
+        arguments: as the file spells them.
+        given: parameters that the engine itself gives.
 
-def _set_state(state: _State) -> None:
-    np.random.set_state(state[0])  # noqa: NPY002 - as above
-    torch.set_rng_state(state[1])
-    if state[2]:
-        torch.cuda.set_rng_state_all(state[2])
-
-
-class GlobalRandomness:
-    """A state of NumPy's and torch's global generators that is swapped in while a library runs, and out after it.
-
-    Both libraries draw from global generators. Swapping keeps the caller's random state untouched and lets the draws
-    of one cell go on from batch to batch whatever else draws in between.
+    Raises:
+        ConfigurationError: naming what is missing or unknown.
     """
-
-    def __init__(self, seed: int) -> None:
-        before = _get_state()
-        np.random.seed(seed)  # noqa: NPY002 - as above
-        torch.manual_seed(seed)
-        self._inside = _get_state()
-        _set_state(before)
-
-    def __enter__(self) -> None:
-        self._outside = _get_state()
-        _set_state(self._inside)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._inside = _get_state()
-        _set_state(self._outside)
+    expected = set(inspect.signature(cls).parameters) - given
+    missing, unknown = sorted(expected - set(arguments)), sorted(set(arguments) - expected)
+    if missing or unknown:
+        problems = [
+            f"{what}: {', '.join(names)}" for what, names in (("missing", missing), ("unknown", unknown)) if names
+        ]
+        raise ConfigurationError(
+            f"attack {attack.name!r}: the arguments of {cls.__name__} must all be named, and no others "
+            f"({'; '.join(problems)}); allowed: {', '.join(sorted(expected))}"
+        )
 
 
 def random_start(rng: np.random.Generator, n: int, image_shape: tuple[int, ...], threat: Threat) -> npt.NDArray[Any]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import GlobalRandomness, Perturb, random_start
+from robustfdd.engines.base import LOSS_SCALE, Perturb, check_arguments, random_start
 from robustfdd.errors import ConfigurationError
+from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
@@ -32,6 +33,18 @@ class FoolboxEngine:
         """
         return foolbox.PyTorchModel(model, bounds=(0, 1), device=device_of(model), preprocessing=None)
 
+    def check(self, attack: AttackSpec, threat: Threat) -> None:
+        """See :meth:`robustfdd.engines.base.Engine.check`."""
+        self._resolve(attack, threat)
+
+    def _resolve(self, attack: AttackSpec, threat: Threat) -> tuple[type[Any], dict[str, Any]]:
+        class_name, arguments = attack.spelled(self.name, threat, batch_size=1)  # Foolbox attacks have no batch size
+        cls = getattr(foolbox.attacks, class_name, None)
+        if not isinstance(cls, type) or not issubclass(cls, foolbox.attacks.base.Attack):
+            raise ConfigurationError(f"attack {attack.name!r}: foolbox.attacks has no attack class {class_name!r}")
+        check_arguments(attack, cls, arguments, given=set())
+        return cls, arguments
+
     def prepare(
         self,
         model: nn.Module,
@@ -40,16 +53,13 @@ class FoolboxEngine:
         *,
         n_classes: int,
         image_shape: tuple[int, ...],
-        batch_size: int,
+        batch_size: int,  # noqa: ARG002 - Foolbox attacks whatever batch it is given
         seed: int,
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
-        class_name, arguments = attack.spelled(self.name, threat, batch_size)
-        cls = getattr(foolbox.attacks, class_name, None)
-        if not isinstance(cls, type) or not issubclass(cls, foolbox.attacks.base.Attack):
-            raise ConfigurationError(f"attack {attack.name!r}: foolbox.attacks has no attack class {class_name!r}")
-        if hasattr(cls, "get_random_start"):
-            cls = _with_own_start(cls, np.random.default_rng(seed), image_shape, threat)
+        cls, arguments = self._resolve(attack, threat)
+        if issubclass(cls, foolbox.attacks.gradient_descent_base.BaseGradientDescent):
+            cls = _adapted(cls, np.random.default_rng(seed), image_shape, threat)
         instance = cls(**arguments)
         wrapped = self.wrap(model, n_classes=n_classes, image_shape=image_shape)
         randomness = GlobalRandomness(seed)
@@ -64,18 +74,21 @@ class FoolboxEngine:
         return perturb
 
 
-def _with_own_start(
-    cls: type[Any], rng: np.random.Generator, image_shape: tuple[int, ...], threat: Threat
-) -> type[Any]:
-    """The attack with its random start drawn image by image.
+def _adapted(cls: type[Any], rng: np.random.Generator, image_shape: tuple[int, ...], threat: Threat) -> type[Any]:
+    """The attack with its random start drawn image by image, and its loss on another scale.
 
     Foolbox draws a whole batch from torch's generator, whose normal variates depend on how many are asked for at once:
-    the result would depend on the batch size.
+    the result would depend on the batch size. For the scale see :data:`robustfdd.engines.base.LOSS_SCALE`. Both are
+    methods that Foolbox means to be replaced.
     """
 
-    class OwnStart(cls):  # type: ignore[misc]  # the base class is chosen by the attack file
+    class Adapted(cls):  # type: ignore[misc]  # the base class is chosen by the attack file
         def get_random_start(self, x0: Any, epsilon: float) -> Any:  # noqa: ARG002
             start = random_start(rng, len(x0), image_shape, threat)
             return x0 + eagerpy.astensor(torch.from_numpy(start).to(x0.raw.device))
 
-    return OwnStart
+        def get_loss_fn(self, model: Any, labels: Any) -> Any:
+            loss = super().get_loss_fn(model, labels)
+            return lambda inputs: loss(inputs) * LOSS_SCALE
+
+    return Adapted

@@ -103,6 +103,13 @@ def escape(text: str) -> str:
     return re.sub("-(?=-)", "-{}", escaped)
 
 
+def _stacked(header: str, text: bool) -> str:
+    """A header with its words one below the other, or it would be wider than the figures under it."""
+    words = [escape(word) for word in header.split()]
+    lines = r" \\ ".join(words)
+    return lines if len(words) == 1 else rf"\shortstack[{'l' if text else 'r'}]{{{lines}}}"
+
+
 def to_latex(grid: Grid, *, label: str) -> str:
     """A ``table`` environment with caption and the label ``tab:LABEL``."""
 
@@ -119,11 +126,13 @@ def to_latex(grid: Grid, *, label: str) -> str:
         r"  \centering",
         rf"  \caption{{{escape(grid.title)}. {escape(grid.caption)}}}",
         rf"  \label{{tab:{label}}}",
+        # Classes differ in the space they leave below a caption that stands above; most leave none.
+        r"  \vspace{4pt}",
         rf"  {size}",
         rf"  \setlength{{\tabcolsep}}{{{gap}}}",
         rf"  \begin{{tabular}}{{{columns}}}",
         r"    \toprule",
-        "    " + " & ".join(escape(header) for header in grid.headers) + r" \\",
+        "    " + " & ".join(_stacked(header, j < grid.n_text) for j, header in enumerate(grid.headers)) + r" \\",
         r"    \midrule",
     ]
     for i, row in enumerate(grid.rows):

@@ -93,9 +93,9 @@ def _limits(results: Results) -> list[Note]:
             Note(
                 "info",
                 f"{' and '.join(titles)} are one result",
-                "Their models gave the same prediction for every image in every cell, so these columns are the same "
-                "network under several names, not results that confirm each other. (Spatial dropout on the last "
-                "feature maps, followed by average pooling, drops the pooled features just as original dropout does.)",
+                "Their trained weights are the same, and so is every prediction: these columns are one network under "
+                "several names, not results that confirm each other. (Spatial dropout on the last feature maps, "
+                "followed by average pooling, drops the pooled features just as original dropout does.)",
             )
         )
     images = results.counts("n_images")

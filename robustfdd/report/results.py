@@ -150,20 +150,24 @@ class Results:
         return [method.label for method in self.study.methods if method.label in unsteady]
 
     def identical_methods(self) -> list[list[str]]:
-        """Groups of methods that predicted every image alike, in every cell.
+        """Groups of methods whose trained weights are the same and which predicted every image alike.
 
-        That does not happen by chance over a sweep: their trained models are the same function.
+        The weights alone do not decide it, since a layer may rescale in evaluation; nor do the predictions, since
+        networks that learned nothing all predict one class.
         """
-        predictions: dict[str, list[tuple[object, ...]]] = {}
+        facts: dict[str, list[tuple[object, ...]]] = {}
+        for model in self.run.models:
+            facts.setdefault(str(model.get("method")), []).append((model.get("seed"), model.get("weights_sha256")))
+        trained = {label for label, found in facts.items() if all(digest for _, digest in found)}
         for place, seeds in self.places.items():
             cell = (place.attack, place.norm, place.engine, place.step)
-            for seed, row in seeds.items():
+            for seed, row in seeds.items() if place.method in trained else ():
                 prediction = np.asarray(self.run.cells.at[row, "prediction"])
-                predictions.setdefault(place.method, []).append((*cell, seed, prediction.tobytes()))
+                facts[place.method].append((*cell, seed, prediction.tobytes()))
         groups: dict[frozenset[tuple[object, ...]], list[str]] = {}
         for method in self.study.methods:
-            if method.label in predictions:
-                groups.setdefault(frozenset(predictions[method.label]), []).append(method.label)
+            if method.label in trained:
+                groups.setdefault(frozenset(facts[method.label]), []).append(method.label)
         return [group for group in groups.values() if len(group) > 1]
 
 

@@ -19,7 +19,7 @@ NORM_TITLES = {"linf": "L∞", "l2": "L2"}
 
 #: What each protocol means for a figure in a table.
 PROTOCOL_MEANINGS = {
-    "paper": "each ε by itself, last iterate",
+    "paper": "each ε by itself, last iterate, no worst case",
 }
 
 #: Dropouts whose forward pass is random at test time by design.
