@@ -255,6 +255,28 @@ def test_parameters_of_a_study_reach_both_libraries(tiny_net: TinyNet) -> None:
             )
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_vanishing_gradients_move_the_image_all_the_same(norm: str) -> None:
+    """FGSM does not depend on the length of the gradient; here it is far below where Foolbox stops normalising."""
+    model, x, y = linear_case()
+    with torch.no_grad():
+        model.weight.mul_(1e-15)
+    eps = 0.1
+    for engine in ENGINES:
+        x_adv = attack(model, x, y, "fgsm", Threat(norm, eps), engine=engine)
+        assert Threat(norm, eps).distance(x, x_adv).numpy() == pytest.approx(np.full(len(x), eps), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_switched_off_outside_do_not_matter(engine: str, tiny_net: TinyNet) -> None:
+    x, y = torch.rand(3, 1, 10, 10), torch.tensor([0, 1, 2], dtype=torch.int32)
+    expected = attack(tiny_net, x, y, "bim", Threat("l2", 0.5), engine=engine)
+    with torch.no_grad():
+        assert torch.equal(attack(tiny_net, x, y, "bim", Threat("l2", 0.5), engine=engine), expected)
+    with torch.inference_mode():
+        assert torch.equal(attack(tiny_net, x, y, "bim", Threat("l2", 0.5), engine=engine), expected)
+
+
 def test_zero_epsilon_changes_nothing(tiny_net: TinyNet) -> None:
     x, y = torch.rand(4, 1, 10, 10), torch.arange(4)
     assert torch.equal(attack(tiny_net, x, y, "pgd", Threat("linf", 0)), x)

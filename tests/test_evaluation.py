@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import STUDY, TinyNet, make_dataset, registered
+from conftest import ROOT, STUDY, TinyNet, make_dataset, registered
 
 import robustfdd
-from robustfdd import evaluation, units
+from robustfdd import evaluation, provenance, units
 from robustfdd.datasets.base import Dataset
-from robustfdd.errors import ConfigurationError, DatasetError, EngineError, ModelContractError, RunDirectoryError
+from robustfdd.errors import (
+    ConfigurationError,
+    DatasetError,
+    EngineError,
+    ModelContractError,
+    RunDirectoryError,
+    TrainingError,
+)
 from robustfdd.evaluation import evaluate, run_evaluation
 from robustfdd.measure import measure
 from robustfdd.models import build_model, load_model
@@ -304,3 +312,68 @@ def test_the_plan_is_in_the_order_of_the_study(study_file: Path) -> None:
     ]
     assert plan[0].eps == (0.1, 0.8)
     assert len({u.name for u in plan}) == len(plan)
+
+
+class Shifted(torch.nn.Module):
+    """A plain attribute, which no state dict holds, decides what it computes."""
+
+    def __init__(self, inner: torch.nn.Module, shift: float) -> None:
+        super().__init__()
+        self.inner, self.shift = inner, shift
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.shift * x.mean((1, 2, 3))[:, None] * torch.arange(4)
+
+
+def test_the_same_weights_with_other_code_are_another_model(
+    own_model: TinyNet, quarters: Dataset, tmp_path: Path
+) -> None:
+    evaluate(Shifted(own_model, 0.0), quarters, ["fgsm"], [Threat("linf", 0.1)], out=tmp_path / "run")
+    with pytest.raises(RunDirectoryError, match=r"different: study\.model\.sha256"):
+        evaluate(Shifted(own_model, 1.0), quarters, ["fgsm"], [Threat("linf", 0.1)], out=tmp_path / "run")
+
+
+def test_attacks_of_one_name_are_refused(own_model: TinyNet, quarters: Dataset) -> None:
+    pgd = robustfdd.load_attack("pgd")
+    threats = [Threat("linf", 0.1)]
+    with pytest.raises(ConfigurationError, match="an attack is given more than once: pgd, pgd"):
+        evaluate(own_model, quarters, [pgd, pgd.with_parameters({"steps": 50})], threats)
+    with pytest.raises(ConfigurationError, match="an engine is given more than once"):
+        evaluate(own_model, quarters, ["pgd"], threats, engines=["art", "art"])
+
+
+def test_a_model_of_other_classes_is_refused(quarters: Dataset) -> None:
+    other = replace(quarters, classes=("a", "b", "c", "d"))
+    with pytest.raises(DatasetError, match="trained for 'quarters'"):
+        evaluate(build_model(quarters, "none", width=1), other, ["fgsm"], [Threat("linf", 0.1)])
+
+
+def test_a_run_is_not_continued_with_other_code(run: Path, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "source_digest", lambda: "0123456789abcdef")
+    with pytest.raises(RunDirectoryError, match=r"different: versions\.robustfdd source"):
+        run_evaluation(study_file, out=run)
+
+
+def test_results_of_an_earlier_model_go_when_its_training_fails(
+    run: Path, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments, **options):
+        raise TrainingError("the loss is nan")
+
+    (run / "models" / "none--seed0.safetensors").unlink()
+    monkeypatch.setattr(evaluation, "train", fails)
+    run_evaluation(study_file, out=run)
+    found = load_run(run)
+    assert [f.unit for f in found.failures] == ["none--seed0"]
+    assert set(found.cells.method) == {"fdd-2d-inverted"}
+
+
+def test_an_attack_file_that_leaves_an_argument_to_the_library_is_refused(
+    own_model: TinyNet, quarters: Dataset, tmp_path: Path
+) -> None:
+    text = (ROOT / "attacks" / "bim.toml").read_text(encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    path.write_text(text.replace('rel_stepsize = "$relative_step", ', ""), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="missing: rel_stepsize"):
+        evaluate(own_model, quarters, [path], [Threat("linf", 0.1)], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

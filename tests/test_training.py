@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from robustfdd.datasets.base import Dataset, Split
-from robustfdd.errors import TrainingError
+from robustfdd.errors import CheckpointError, DatasetError, TrainingError
 from robustfdd.models import build_model, load_model
 from robustfdd.specs import Recipe
 from robustfdd.training import fit, train
@@ -76,6 +78,31 @@ def test_training_learns_and_tells_its_history(quarters: Dataset, tmp_path: Path
         prediction = load_model(out)(quarters.test.images.float() / 255).argmax(1)
     assert history["clean_accuracy"] == float((prediction == quarters.test.labels).double().mean()) > 0.5
     assert checkpoint.provenance["recipe"] == recipe.model_dump()
+
+
+def test_any_classifier_can_be_trained_and_its_weights_loaded(quarters: Dataset, tmp_path: Path) -> None:
+    model = Logistic(64, 4)
+    checkpoint = train(model, quarters, RECIPE, seed=0, out=tmp_path / "m.safetensors")
+    assert checkpoint.config is None
+    fresh = Logistic(64, 4)
+    fresh.load_state_dict(load_file(checkpoint.path))
+    assert torch.equal(fresh.linear.weight, model.linear.weight)
+    with pytest.raises(CheckpointError, match="not of this package"):
+        load_model(checkpoint.path)
+
+
+def test_what_cannot_work_is_found_before_training(quarters: Dataset, tmp_path: Path) -> None:
+    seen: list[int] = []
+    model = build_model(quarters, "none", width=1)
+    (tmp_path / "file").write_text("x")
+    for out in (tmp_path / "file" / "m.safetensors", tmp_path):
+        with pytest.raises(OSError, match=str(tmp_path)):
+            train(model, quarters, RECIPE, seed=0, out=out, advance=seen.append)
+    other = replace(quarters, classes=("a", "b", "c", "d"))
+    with pytest.raises(DatasetError, match="trained for 'quarters'"):
+        train(model, other, RECIPE, seed=0, out=tmp_path / "m.safetensors", advance=seen.append)
+    assert seen == []
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_one_seed_gives_the_same_weights_twice(quarters: Dataset, tmp_path: Path) -> None:
