@@ -71,7 +71,8 @@ _LETTERS = {
     "Ł": r"\L{}",
 }
 _NORMS = {"L∞": r"$L_\infty$", "L2": r"$L_2$"}
-_NARROW_FROM = 9
+#: From how many columns on a table is set smaller, to fit the 345 pt of a plain article: type size, column gap.
+_SIZES = ((10, r"\scriptsize", "2pt"), (8, r"\footnotesize", "3pt"), (0, r"\small", "5pt"))
 
 
 def _character(character: str) -> str:
@@ -119,7 +120,7 @@ def to_latex(grid: Grid, *, label: str) -> str:
 
     n_columns = len(grid.headers)
     columns = "l" * grid.n_text + "r" * (n_columns - grid.n_text)
-    size, gap = (r"\footnotesize", "3pt") if n_columns >= _NARROW_FROM else (r"\small", "5pt")
+    size, gap = next((size, gap) for least, size, gap in _SIZES if n_columns >= least)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
