@@ -174,7 +174,7 @@ def run_evaluation(
     total = n_models * training_cost + sum(unit.cost(len(test.index)) for unit in units)
     with Display(total, console) as display:
         display.say(
-            f"{study.title}: {n_models} models, {len(units)} attack runs on {len(test.index)} test images of "
+            f"{study.title}: models {n_models}, attack runs {len(units)}; {len(test.index)} test images of "
             f"{dataset.title}, on {target}, into {run}"
         )
         for method in study.methods:

@@ -7,6 +7,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 
 def duration(seconds: float) -> str:
@@ -40,14 +41,16 @@ class Display:
         self._bars: Progress | None = None
         if console is not None and console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
+                # The description gives way on a narrow terminal, not the times.
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                BarColumn(bar_width=16),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
                 console=console,
                 speed_estimate_period=120,
+                expand=True,
             )
             self._whole_task = self._bars.add_task("[bold]all", total=self._total)
             self._unit_task = self._bars.add_task("", total=1, visible=False)
