@@ -13,7 +13,7 @@ PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
     {"errors"},
-    {"threat", "records"},
+    {"threat", "records", "foreign"},
     {"specs"},
     {"catalogue"},
     {"datasets", "dropouts", "progress", "randomness"},
