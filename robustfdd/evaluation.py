@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -22,7 +21,7 @@ from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
-from robustfdd.manifest import describe_attack, describe_study, make_manifest, open_run
+from robustfdd.manifest import describe_model, describe_study, make_manifest, open_run
 from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256, load_model, read_checkpoint
 from robustfdd.progress import Display, duration
 from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps, pixel_eps
@@ -347,23 +346,15 @@ def evaluate(
         frame["survival_rate"] = frame["survival_rate"].astype(float)  # None, where nothing was attacked, becomes NaN
         return frame
 
-    study: dict[str, Any] = {
-        "name": label,
-        "title": f"Robustness of {label}",
-        "description": "",
-        "dataset": data.name,
-        "eps_unit": eps_unit,
-        "normalization": "z-score" if eps_scale != 1.0 else "zero-one",
-        "protocol": "paper",
-        "engines": list(engines),
-        "seeds": [-1],
-        "test_images": test_images,
-        "methods": [{"label": label, "title": label, "dropout": None, "placement": None, "options": {}}],
-        "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
-        "recipe": None,
-        "attacks": [describe_attack(spec, use.eps) for spec, use in zip(specs, uses, strict=True)],
-        "open_choices": {},
-    }
+    study = describe_model(
+        model,
+        subject,
+        data,
+        list(zip(uses, specs, strict=True)),
+        engines=engines,
+        eps_unit=eps_unit,
+        test_images=test_images,
+    )
     manifest = make_manifest(
         study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
     )

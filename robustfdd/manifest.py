@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustfdd import provenance, records
 from robustfdd.catalogue import resolve_attacks
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
-from robustfdd.specs import AttackSpec, Method, StudySpec
+from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec
 from robustfdd.threat import Norm
-from robustfdd.units import AttackUnit
+from robustfdd.units import AttackUnit, Subject
 
 
 def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -76,6 +77,37 @@ def describe_study(study: StudySpec) -> dict[str, Any]:
         "recipe": study.recipe.model_dump(),
         "attacks": [describe_attack(spec, use.eps) for use, spec in resolve_attacks(study)],
         "open_choices": dict(study.open_choices),
+    }
+
+
+def describe_model(
+    model: nn.Module,
+    subject: Subject,
+    dataset: Dataset,
+    attacks: Sequence[tuple[AttackUse, AttackSpec]],
+    *,
+    engines: Sequence[EngineName],
+    eps_unit: EpsUnit,
+    test_images: int | None,
+) -> dict[str, Any]:
+    """The attack on one model that was not trained here, in the form of :func:`describe_study`."""
+    label = subject.method
+    return {
+        "name": label,
+        "title": f"Robustness of {label}",
+        "description": "",
+        "dataset": dataset.name,
+        "eps_unit": eps_unit,
+        "normalization": "z-score" if subject.eps_scale != 1.0 else "zero-one",
+        "protocol": "paper",
+        "engines": list(engines),
+        "seeds": [subject.seed],
+        "test_images": test_images,
+        "methods": [{"label": label, "title": label, "dropout": None, "placement": None, "options": {}}],
+        "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
+        "recipe": None,
+        "attacks": [describe_attack(spec, use.eps) for use, spec in attacks],
+        "open_choices": {},
     }
 
 

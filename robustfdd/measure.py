@@ -87,13 +87,6 @@ def clean_outcome(model: nn.Module, images: Tensor, labels: Tensor, *, n_classes
     return CleanOutcome(images, labels, prediction, prediction == labels, n_classes)
 
 
-def _perturbed(perturb: Perturb, x: Tensor, y: Tensor) -> Tensor:
-    """What the engine makes of a batch, whatever it writes to and whatever gradients the caller has switched off."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # Copies: an attack that writes into its input would otherwise be measured against its own result.
-        return perturb(x.clone(), y.long().clone())
-
-
 def _checked(x: Tensor, x_adv: Tensor, threat: Threat, attack: AttackSpec, engine: Engine) -> Tensor:
     """The perturbed images, put exactly into the box, after a check of budget and box.
 
@@ -119,6 +112,42 @@ def _checked(x: Tensor, x_adv: Tensor, threat: Threat, attack: AttackSpec, engin
         )
     # Putting the last rounding back into the box moves a pixel towards the image, never away from it.
     return x_adv.clamp(0, 1)
+
+
+def _attacker(
+    model: nn.Module,
+    attack: AttackSpec,
+    threat: Threat,
+    engine: Engine,
+    *,
+    n_classes: int,
+    image_shape: tuple[int, ...],
+    batch_size: int,
+    seed: int,
+) -> Perturb:
+    """The engine's attack, ready to be called, whose results are checked and lie exactly in the box.
+
+    It holds against whatever the library writes to and whatever gradients the caller has switched off. The model must
+    be frozen while it is used; see :meth:`robustfdd.engines.Engine.prepare` for the arguments and :func:`_checked` for
+    what is raised.
+    """
+    perturb = engine.prepare(
+        model,
+        attack,
+        threat,
+        n_classes=n_classes,
+        image_shape=image_shape,
+        batch_size=batch_size,
+        seed=seed,
+    )
+
+    def attacked(x: Tensor, y: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            # Copies: an attack that writes into its input would otherwise be measured against its own result.
+            x_adv = perturb(x.clone(), y.long().clone())
+        return _checked(x, x_adv, threat, attack, engine)
+
+    return attacked
 
 
 def measure(
@@ -157,10 +186,11 @@ def measure(
     n_passes = 0
     if threat.eps > 0:
         with frozen(model):
-            perturb = engine.prepare(
+            perturb = _attacker(
                 model,
                 attack,
                 threat,
+                engine,
                 n_classes=clean.n_classes,
                 image_shape=tuple(clean.images.shape[1:]),
                 batch_size=batch_size,
@@ -169,7 +199,7 @@ def measure(
             for part in batches(len(attacked), batch_size):
                 index = attacked[part]
                 x = to_pixels(clean.images[index])
-                x_adv = _checked(x, _perturbed(perturb, x, clean.labels[index]), threat, attack, engine)
+                x_adv = perturb(x, clean.labels[index])
                 prediction[index] = predict(model, x_adv, batch_size=batch_size)
                 distance[index] = threat.distance(x, x_adv)
                 n_passes += len(index) * attack.n_gradients
@@ -230,16 +260,16 @@ def attack(
         return x.clone()
     out = torch.empty_like(x)
     with frozen(model):
-        perturb = runner.prepare(
+        perturb = _attacker(
             model,
             spec,
             threat,
+            runner,
             n_classes=n_classes,
             image_shape=tuple(x.shape[1:]),
             batch_size=batch_size,
             seed=seed,
         )
         for part in batches(len(x), batch_size):
-            images, labels = x[part].to(device_of(model)), y[part].to(device_of(model))
-            out[part] = _checked(images, _perturbed(perturb, images, labels), threat, spec, runner).to(x)
+            out[part] = perturb(x[part].to(device_of(model)), y[part].to(device_of(model))).to(x)
     return out
