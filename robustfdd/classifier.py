@@ -7,6 +7,7 @@ normalisation inside the model.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -104,13 +105,39 @@ def check_labels(y: Tensor, n_images: int, n_classes: int) -> None:
         )
 
 
-def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) -> int:
+class ExpectedPrediction(nn.Module):
+    """A model with a random forward pass as a model of its mean prediction, for attacks on it.
+
+    The logits of an image are the logarithm of its class probabilities, averaged over several passes with fresh
+    randomness; the gradient of their cross-entropy is that of the expected prediction (expectation over
+    transformation, Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing Robust Adversarial Examples, ICML).
+
+    Args:
+        model: a classifier; it draws anew for every image of a batch.
+        n_samples: passes that are averaged, at least 1; a batch is this many times as large inside.
+    """
+
+    def __init__(self, model: nn.Module, n_samples: int) -> None:
+        super().__init__()
+        self.model = model
+        self.n_samples = n_samples
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (N, K) of images of shape (N, C, H, W)."""
+        repeated = x.repeat(self.n_samples, *(1,) * (x.ndim - 1))
+        log_probabilities: Tensor = self.model(repeated).log_softmax(1).view(self.n_samples, len(x), -1)
+        return log_probabilities.logsumexp(0) - math.log(self.n_samples)
+
+
+def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, *, random: bool = False) -> int:
     """Hold a model to the contract on a few images.
 
     Args:
         model: any torch module.
         x: images, shape (N, C, H, W), pixels in [0, 1], at least one.
         n_classes: how many logits are expected; whatever the model returns when None.
+        random: whether the forward pass is said to be random in evaluation mode, with every image's randomness its
+            own. Saying so of a model that is not is an error too.
 
     Returns:
         The number of classes.
@@ -157,14 +184,20 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None) 
             "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
         )
     scale = float(first.abs().max())
-    if float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
+    differs = float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12)
+    if random and not differs:
+        raise ModelContractError(
+            "eot_samples is given, but the model's forward is deterministic in evaluation mode: the same images gave "
+            "the same logits twice, and there is nothing to average. Leave eot_samples out"
+        )
+    if differs and not random:
         raise ModelContractError(
             "the model's forward is random in evaluation mode: the same images gave different logits twice. Attacking "
             "it without averaging the gradient over many passes (expectation over transformation) would overstate its "
-            "robustness, so it is refused. Make the forward deterministic in evaluation mode "
-            "(for a dropout layer: active='train')"
+            "robustness, so it is refused. Make the forward deterministic in evaluation mode (for a dropout layer: "
+            "active='train'), or state how many passes a gradient is to be averaged over: eot_samples, e.g. 16"
         )
-    if float((first[: len(fewer)] - fewer).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
+    if not random and float((first[: len(fewer)] - fewer).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
         raise ModelContractError(
             "the model's logits for an image depend on the other images of the batch, so its accuracy would depend on "
             "the batch size. Make it treat every image by itself in evaluation mode (for batch norm: keep running "

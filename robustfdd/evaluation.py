@@ -26,7 +26,7 @@ from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256
 from robustfdd.progress import Display, duration
 from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
-from robustfdd.training import train
+from robustfdd.training import adopt_weights, train
 from robustfdd.units import (
     FORWARD_COST,
     AttackUnit,
@@ -66,13 +66,19 @@ def resolve_device(name: str | torch.device) -> torch.device:
 def _check_methods(study: StudySpec, source: str) -> None:
     for method in study.methods:
         try:
-            layer = build_dropout(method.dropout, **method.options)
+            layer = build_dropout(method.dropout, n_units=1, **method.options)
         except ConfigurationError as error:
             raise ConfigurationError(f"{source}: methods: {method.label}: {error}") from None
-        if getattr(layer, "random_in_evaluation", False):
+        random = getattr(layer, "random_in_evaluation", False)
+        if random and method.eot_samples is None:
             raise ConfigurationError(
-                f"{source}: methods: {method.label}: active = 'always' makes the model random in evaluation, where an "
-                "attack needs the mean of many gradients; allowed: train, never"
+                f"{source}: methods: {method.label}: the model is random in evaluation, where an attack needs the mean "
+                "of several gradients; say of how many with eot_samples, e.g. eot_samples = 16"
+            )
+        if method.eot_samples is not None and not random:
+            raise ConfigurationError(
+                f"{source}: methods: {method.label}: eot_samples is for models that are random in evaluation, and this "
+                "one is not; leave it out"
             )
         allowed = DROPOUTS[method.dropout].placements
         if method.placement not in allowed:
@@ -100,6 +106,7 @@ def plan(study: StudySpec) -> list[AttackUnit]:
             engine,
             tuple(eps for eps in grid if eps > 0),
             study.eps_unit,
+            method.eot_samples or 0,
         )
         for method in study.methods
         for seed in study.seeds
@@ -190,9 +197,8 @@ def run_evaluation(
                     display.finish(f"FAILED: {failure.error}: {failure.message}")
                     display.skip(sum(unit.cost(len(test.index)) for unit in mine))
                     continue
-                subject = Subject(
-                    study.name, method.label, seed, eps_scale, file_sha256(run / "models" / f"{name}.safetensors")
-                )
+                identity = file_sha256(run / "models" / f"{name}.safetensors")
+                subject = Subject(study.name, method.label, seed, eps_scale, identity, method.eot_samples or 0)
                 attack_model(run, model, mine, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
     return run
 
@@ -222,6 +228,10 @@ def _trained(
     if _is_of(path, model, study, seed, dataset):
         display.skip(cost)
         return load_model(path, dataset.test.images.device)
+    if not DROPOUTS[method.dropout].dynamic and (trained := _undropped(run, study, seed, dataset)):
+        checkpoint = adopt_weights(model, trained, dataset, out=path, label=method.label)
+        display.finish(f"weights of {trained.stem}")
+        return load_model(checkpoint.path, dataset.test.images.device)
     checkpoint = train(
         model.to(dataset.test.images.device),
         dataset,
@@ -235,6 +245,21 @@ def _trained(
     history = records.read_json(path.with_suffix(".json"))
     display.finish(f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}")
     return load_model(checkpoint.path, dataset.test.images.device)
+
+
+def _undropped(run: Path, study: StudySpec, seed: int, dataset: Dataset) -> Path | None:
+    """The run's network of that seed that was trained without dropout, if it has one.
+
+    A layer that acts at test time only is put into it: trained by itself, it would come to the same weights.
+    """
+    for method in study.methods:
+        path = run / "models" / f"{method.label}--seed{seed}.safetensors"
+        if method.dropout == "none" and path.is_file():
+            width, normalization = study.model.width, study.normalization
+            model = build_model(dataset, "none", width=width, normalization=normalization, placement=method.placement)
+            if _is_of(path, model, study, seed, dataset):
+                return path
+    return None
 
 
 def _is_of(path: Path, model: ResNet18, study: StudySpec, seed: int, dataset: Dataset) -> bool:
@@ -268,6 +293,7 @@ def evaluate(
     test_images: int | None = None,
     seed: int = 0,
     batch_size: int = 128,
+    eot_samples: int = 0,
     console: Console | None = None,
     command: str | None = None,
 ) -> pd.DataFrame:
@@ -288,6 +314,8 @@ def evaluate(
         test_images: how many test images are attacked, chosen evenly over the classes; all when None.
         seed: of everything random in the attacks.
         batch_size: images attacked at once; no result depends on it.
+        eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that an attack
+            averages for one gradient, from 1.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -322,15 +350,15 @@ def evaluate(
     uses = [catalogue.parse(AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats") for spec in specs]
     catalogue.parse(Method, {"dropout": label}, "evaluate: label")
     units = [
-        AttackUnit(label, -1, spec, norm, engine, tuple(e for e in grid if e > 0), eps_unit)
+        AttackUnit(label, -1, spec, norm, engine, tuple(e for e in grid if e > 0), eps_unit, eot_samples)
         for spec, use in zip(specs, uses, strict=True)
         for norm, grid in use.eps.items()
         for engine in engines
     ]
     _check_engines(units, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
-    clean = test.clean(model, batch_size)
-    subject = Subject(label, label, -1, eps_scale, function_digest(model, clean))
+    clean = test.clean(model, batch_size, eot_samples)
+    subject = Subject(label, label, -1, eps_scale, function_digest(model, clean), eot_samples)
     total = sum(unit.cost(len(test.index)) for unit in units)
     if out is None:
         with Display(total, console) as display:

@@ -50,12 +50,24 @@ def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]]) -> di
 
 
 def _describe_method(method: Method) -> dict[str, Any]:
+    spec = DROPOUTS[method.dropout]
     return {
         "label": method.label,
-        "title": DROPOUTS[method.dropout].title if method.label == method.dropout else method.label,
+        "title": spec.title if method.label == method.dropout else method.label,
         "dropout": method.dropout,
         "placement": method.placement,
-        "options": DROPOUTS[method.dropout].settings(method.options),
+        "options": spec.settings(method.options),
+        "eot_samples": method.eot_samples or 0,
+        "variant": {
+            "title": spec.title,
+            "strategy": spec.strategy,
+            "adaptive": spec.adaptive,
+            "dynamic": spec.dynamic,
+            "hyperparameters": spec.hyperparameters,
+            "cost": spec.cost,
+            "source": spec.source,
+            "summary": spec.summary,
+        },
     }
 
 
@@ -103,7 +115,17 @@ def describe_model(
         "engines": list(engines),
         "seeds": [subject.seed],
         "test_images": test_images,
-        "methods": [{"label": label, "title": label, "dropout": None, "placement": None, "options": {}}],
+        "methods": [
+            {
+                "label": label,
+                "title": label,
+                "dropout": None,
+                "placement": None,
+                "options": {},
+                "eot_samples": subject.eot_samples,
+                "variant": None,
+            }
+        ],
         "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
         "recipe": None,
         "attacks": [describe_attack(spec, use.eps) for use, spec in attacks],

@@ -16,13 +16,29 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.catalogue import load_attack
-from robustfdd.classifier import batches, check_classifier, check_images, check_labels, device_of, frozen, predict
+from robustfdd.classifier import (
+    ExpectedPrediction,
+    batches,
+    check_classifier,
+    check_images,
+    check_labels,
+    device_of,
+    frozen,
+    predict,
+)
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import Engine, Perturb, get_engine
 from robustfdd.errors import EngineError
+from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Outcome
 from robustfdd.specs import AttackSpec
 from robustfdd.threat import Threat, in_box
+
+#: How often a model with a random forward pass is asked for its predictions, so that their spread can be seen.
+REPEATED_PREDICTIONS = 10
+#: Added to the seed of the attack for those predictions: a model whose masks at the last gradient were also those of
+#: the prediction would look weaker than it is.
+_PREDICTION_SEED = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,9 @@ class CleanOutcome:
         prediction: int64, shape (N,).
         correct: boolean, shape (N,).
         n_classes: number of logits.
+        eot_samples: passes that an attack averages for one gradient; 0 for a deterministic forward.
+        repeated_accuracy: accuracy of each repeated prediction, the recorded one first; empty for a deterministic
+            forward.
     """
 
     images: Tensor
@@ -42,6 +61,8 @@ class CleanOutcome:
     prediction: Tensor
     correct: Tensor
     n_classes: int
+    eot_samples: int = 0
+    repeated_accuracy: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,8 +73,11 @@ class Measurement:
         prediction: class after the attack; the clean one where not attacked; int32, shape (N,).
         outcome: :class:`robustfdd.records.Outcome`; int8, shape (N,).
         distance: of the perturbation, in pixel units, 0 where not attacked; float32, shape (N,).
-        gradient_passes: images times input gradients.
+        gradient_passes: images times input gradients, each pass of an average counted.
         seconds: wall time of the attack and its check.
+        repeated_accuracy: robust accuracy of each repeated prediction of the perturbed images, the recorded one first;
+            what the recorded prediction had wrong before the attack counts as wrong, since it was not attacked. Empty
+            for a deterministic forward.
     """
 
     prediction: npt.NDArray[np.int32]
@@ -61,6 +85,7 @@ class Measurement:
     distance: npt.NDArray[np.float32]
     gradient_passes: int
     seconds: float
+    repeated_accuracy: tuple[float, ...] = ()
 
     @property
     def robust_accuracy(self) -> float:
@@ -68,7 +93,9 @@ class Measurement:
         return float((self.outcome == Outcome.SURVIVED).mean())
 
 
-def clean_outcome(model: nn.Module, images: Tensor, labels: Tensor, *, n_classes: int, batch_size: int) -> CleanOutcome:
+def clean_outcome(
+    model: nn.Module, images: Tensor, labels: Tensor, *, n_classes: int, batch_size: int, eot_samples: int = 0
+) -> CleanOutcome:
     """Check the model against its contract and predict the clean images.
 
     Args:
@@ -77,14 +104,22 @@ def clean_outcome(model: nn.Module, images: Tensor, labels: Tensor, *, n_classes
         labels: int64, shape (N,).
         n_classes: number of logits the model must return.
         batch_size: images a forward pass.
+        eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that an attack
+            averages for one gradient, from 1.
 
     Raises:
         ModelContractError: the model or the labels do not keep the contract.
     """
-    check_classifier(model, to_pixels(images[:32]), n_classes)
+    check_classifier(model, to_pixels(images[:32]), n_classes, random=eot_samples > 0)
     check_labels(labels, len(images), n_classes)
-    prediction = predict(model, images, batch_size=batch_size)
-    return CleanOutcome(images, labels, prediction, prediction == labels, n_classes)
+    predictions = []
+    randomness = GlobalRandomness(_PREDICTION_SEED)
+    for _ in range(REPEATED_PREDICTIONS if eot_samples else 1):
+        with randomness:
+            predictions.append(predict(model, images, batch_size=batch_size))
+    prediction = predictions[0]
+    repeated = tuple(float((p == labels).double().mean()) for p in predictions) if eot_samples else ()
+    return CleanOutcome(images, labels, prediction, prediction == labels, n_classes, eot_samples, repeated)
 
 
 def _checked(x: Tensor, x_adv: Tensor, threat: Threat, attack: AttackSpec, engine: Engine) -> Tensor:
@@ -124,6 +159,7 @@ def _attacker(
     image_shape: tuple[int, ...],
     batch_size: int,
     seed: int,
+    eot_samples: int,
 ) -> Perturb:
     """The engine's attack, ready to be called, whose results are checked and lie exactly in the box.
 
@@ -132,7 +168,7 @@ def _attacker(
     what is raised.
     """
     perturb = engine.prepare(
-        model,
+        ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model,
         attack,
         threat,
         n_classes=n_classes,
@@ -184,6 +220,9 @@ def measure(
     distance = torch.zeros(len(prediction), dtype=torch.float64, device=prediction.device)
     attacked = clean.correct.nonzero().squeeze(1)
     n_passes = 0
+    passes_per_image = attack.n_gradients * max(clean.eot_samples, 1)
+    survivors = torch.zeros(REPEATED_PREDICTIONS if clean.eot_samples else 0, dtype=torch.int64)
+    randomness = GlobalRandomness(seed + _PREDICTION_SEED)
     if threat.eps > 0:
         with frozen(model):
             perturb = _attacker(
@@ -195,16 +234,21 @@ def measure(
                 image_shape=tuple(clean.images.shape[1:]),
                 batch_size=batch_size,
                 seed=seed,
+                eot_samples=clean.eot_samples,
             )
             for part in batches(len(attacked), batch_size):
                 index = attacked[part]
                 x = to_pixels(clean.images[index])
                 x_adv = perturb(x, clean.labels[index])
-                prediction[index] = predict(model, x_adv, batch_size=batch_size)
+                with randomness:
+                    prediction[index] = predict(model, x_adv, batch_size=batch_size)
+                    for i in range(len(survivors)):
+                        repeated = predict(model, x_adv, batch_size=batch_size) if i else prediction[index]
+                        survivors[i] += int((repeated == clean.labels[index]).sum())
                 distance[index] = threat.distance(x, x_adv)
-                n_passes += len(index) * attack.n_gradients
+                n_passes += len(index) * passes_per_image
                 if advance is not None:
-                    advance(len(index) * attack.n_gradients)
+                    advance(len(index) * passes_per_image)
     outcome = torch.full_like(prediction, Outcome.MISCLASSIFIED)
     outcome[clean.correct] = torch.where(
         prediction[clean.correct] == clean.labels[clean.correct], Outcome.SURVIVED, Outcome.BROKEN
@@ -215,6 +259,7 @@ def measure(
         distance.cpu().numpy().astype(np.float32),
         n_passes,
         time.perf_counter() - started,
+        tuple((survivors.double() / len(prediction)).tolist()) if threat.eps > 0 else clean.repeated_accuracy,
     )
 
 
@@ -228,6 +273,7 @@ def attack(
     engine: str = "foolbox",
     seed: int = 0,
     batch_size: int = 128,
+    eot_samples: int = 0,
 ) -> Tensor:
     """Attack every image of a batch, correctly classified or not.
 
@@ -240,6 +286,8 @@ def attack(
         engine: ``"foolbox"`` or ``"art"``.
         seed: of everything random in the attack.
         batch_size: images attacked at once; the result does not depend on it.
+        eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that are
+            averaged for one gradient, from 1.
 
     Returns:
         The perturbed images, within budget and box, shape (N, C, H, W), on the device of ``x``.
@@ -254,7 +302,7 @@ def attack(
     check_images(x)
     if len(x) == 0:
         return x.clone()
-    n_classes = check_classifier(model, x[:32].to(device_of(model)))
+    n_classes = check_classifier(model, x[:32].to(device_of(model)), random=eot_samples > 0)
     check_labels(y, len(x), n_classes)
     if threat.eps == 0:
         return x.clone()
@@ -269,6 +317,7 @@ def attack(
             image_shape=tuple(x.shape[1:]),
             batch_size=batch_size,
             seed=seed,
+            eot_samples=eot_samples,
         )
         for part in batches(len(x), batch_size):
             out[part] = perturb(x[part].to(device_of(model)), y[part].to(device_of(model))).to(x)

@@ -120,7 +120,7 @@ class ResNet18(nn.Module):
             channels = width * 2**index
             stages[f"stage{index + 1}"] = _stage(channels if index == 0 else channels // 2, channels, index)
             if config.placement == "stages":
-                stages[f"dropout{index + 1}"] = build_dropout(config.dropout, **config.options)
+                stages[f"dropout{index + 1}"] = build_dropout(config.dropout, n_units=channels, **config.options)
         self.stages = nn.Sequential(stages)
 
         at_last = config.placement == "last"
@@ -136,15 +136,22 @@ class ResNet18(nn.Module):
         maps: Tensor = self.stages(self.stem(self.normalize(x)))
         return maps
 
+    def features(self, x: Tensor) -> Tensor:
+        """The pooled features, before any dropout on them; shape (N, 8 * width)."""
+        # Under autocast the maps come in half precision, too coarse for densities and for an average over positions.
+        maps = self.feature_maps(x).to(self.classifier.weight.dtype)
+        pooled: Tensor = self.map_dropout(maps).mean((2, 3))
+        return pooled
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of pixels in [0, 1]."""
-        features = self.map_dropout(self.feature_maps(x)).mean((2, 3))
-        logits: Tensor = self.classifier(self.feature_dropout(features))
+        logits: Tensor = self.classifier(self.feature_dropout(self.features(x)))
         return logits
 
 
 def _slot(config: ModelConfig, filled: bool) -> nn.Module:
-    return build_dropout(config.dropout, **config.options) if filled else nn.Identity()
+    n_units = config.width * 2 ** (N_STAGES - 1)
+    return build_dropout(config.dropout, n_units=n_units, **config.options) if filled else nn.Identity()
 
 
 def _stage(n_in: int, n_out: int, index: int) -> nn.Sequential:

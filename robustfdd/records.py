@@ -5,6 +5,8 @@ A run directory holds::
     manifest.json            what was asked for, with what, on what
     models/NAME.safetensors  the checkpoints, and NAME.json, how each was trained
     results/UNIT.parquet     one unit a file, one row a cell, the per-sample outcomes packed in the row
+    analysis/TABLE--METHOD--seedS.parquet
+                             what an analysis of one model's checkpoint found, one of its tables a file
     failures/UNIT.json       a unit that failed: which, and why; it has no file under results/
     report/                  made from the above, never the other way round
 
@@ -18,8 +20,8 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ import pyarrow.parquet as pq
 from robustfdd.errors import RunDirectoryError
 
 #: Raised with every change of the columns or the manifest that an older reader would misread.
-FORMAT = 1
+FORMAT = 2
 
 
 class Outcome(IntEnum):
@@ -77,6 +79,12 @@ SCHEMA = pa.schema(
         ("prediction", pa.list_(pa.int32())),  # after the attack; the clean one where not attacked
         ("outcome", pa.list_(pa.int8())),  # see Outcome
         ("distance", pa.list_(pa.float32())),  # of the perturbation; 0 where not attacked
+        # Passes of the model that an attack averages for one gradient (expectation over transformation); 0 for a model
+        # whose forward is deterministic in evaluation, which needs none.
+        ("eot_samples", pa.int32()),
+        # Robust accuracy of each of several repeated predictions of the same perturbed images, the recorded one first;
+        # empty for a deterministic forward, whose predictions repeat exactly.
+        ("repeated_accuracy", pa.list_(pa.float64())),
     ]
 )
 
@@ -108,6 +116,8 @@ class Cell:
     prediction: npt.NDArray[np.int32]
     outcome: npt.NDArray[np.int8]
     distance: npt.NDArray[np.float32]
+    eot_samples: int = 0
+    repeated_accuracy: tuple[float, ...] = ()
 
     def row(self) -> dict[str, Any]:
         """The cell as a mapping from every column of :data:`SCHEMA` to its value."""
@@ -124,6 +134,7 @@ class Cell:
             robust_accuracy=n_survived / n_images,
             survival_rate=n_survived / n_attacked if n_attacked else None,
             max_distance=float(self.distance.max(initial=0.0)),
+            repeated_accuracy=list(self.repeated_accuracy),
         )
         return {name: values[name] for name in SCHEMA.names}
 
@@ -133,7 +144,7 @@ class Failure:
     """One unit that has no result, and why."""
 
     unit: str
-    stage: str  # "train" or "attack"
+    stage: str  # "train", "attack" or "analysis"
     method: str
     seed: int
     error: str  # the type of the exception
@@ -154,6 +165,8 @@ class Run:
         models: one mapping for each trained model, the content of ``models/*.json``.
         cells: one row a cell, with the columns of :data:`SCHEMA` and ``unit``; empty lists stay lists.
         failures: the units that failed.
+        analyses: what the analyses of the checkpoints found: by the name of the table, the rows of all models, whose
+            first columns are ``method`` and ``seed``.
     """
 
     path: Path
@@ -161,6 +174,7 @@ class Run:
     models: list[dict[str, Any]]
     cells: pd.DataFrame
     failures: list[Failure]
+    analyses: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -275,6 +289,67 @@ def is_whole(path: Path) -> bool:
     return True
 
 
+def analysis_path(run: Path, table: str, method: str, seed: int) -> Path:
+    """Where a table of an analysis of one model lies."""
+    return run / "analysis" / f"{table}--{method}--seed{seed}.parquet"
+
+
+def write_analysis(run: Path, table: str, frame: pd.DataFrame, *, method: str, seed: int, key: str) -> Path:
+    """Write a table of an analysis of one model atomically.
+
+    Args:
+        run: the run directory.
+        table: the name of the table, without ``--`` in it.
+        frame: its rows, at least one; a column may hold one-dimensional NumPy arrays.
+        method: label of the model's method; becomes the first column.
+        seed: of the model's training run; becomes the second column.
+        key: what the result depends on, in short; :func:`read_key` gives it back.
+    """
+    path = analysis_path(run, table, method, seed)
+    whole = pd.concat([pd.DataFrame({"method": method, "seed": seed}, index=frame.index), frame], axis="columns")
+    content = pa.Table.from_pandas(whole, preserve_index=False)
+    content = content.replace_schema_metadata({"robustfdd.format": str(FORMAT), "robustfdd.key": key})
+    write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+    return path
+
+
+def read_analysis(path: Path) -> pa.Table:
+    """A table of an analysis of one model.
+
+    Raises:
+        RunDirectoryError: the file is damaged, of another format, or does not begin with method and seed; the message
+            names it.
+    """
+    try:
+        content = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RunDirectoryError(f"{path}: not readable as Parquet ({error})") from error
+    if (content.schema.metadata or {}).get(b"robustfdd.format") != str(FORMAT).encode():
+        raise RunDirectoryError(f"{path}: no analysis of format {FORMAT}; remove it, and the next analysis remakes it")
+    if content.schema.names[:2] != ["method", "seed"]:
+        raise RunDirectoryError(f"{path}: an analysis must begin with the columns method and seed")
+    return content
+
+
+def _read_analyses(run: Path) -> dict[str, pd.DataFrame]:
+    """The tables of all analyses by name, those of all models in one.
+
+    Raises:
+        RunDirectoryError: a file is damaged, or has other columns than those of the same table of other models.
+    """
+    tables: dict[str, list[pa.Table]] = {}
+    for path in sorted((run / "analysis").glob("*.parquet")):
+        content = read_analysis(path)
+        others = tables.setdefault(path.stem.partition("--")[0], [])
+        if others and not content.schema.equals(others[0].schema, check_metadata=False):
+            raise RunDirectoryError(f"{path}: has other columns than the same table of other models")
+        others.append(content)
+    return {
+        name: pa.concat_tables([t.replace_schema_metadata(None) for t in found]).to_pandas()
+        for name, found in tables.items()
+    }
+
+
 def write_failure(run: Path, failure: Failure) -> None:
     """Note a unit that failed."""
     write_json(run / "failures" / f"{failure.unit}.json", asdict(failure))
@@ -304,4 +379,4 @@ def load_run(path: str | Path) -> Run:
         failures = [Failure(**read_json(file)) for file in sorted((path / "failures").glob("*.json"))]
     except TypeError as error:
         raise RunDirectoryError(f"{path / 'failures'}: a file has other keys than a failure ({error})") from error
-    return Run(path, manifest, models, cells, failures)
+    return Run(path, manifest, models, cells, failures, _read_analyses(path))

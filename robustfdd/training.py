@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,12 @@ from robustfdd.classifier import device_of, predict, weights_digest
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
+from robustfdd.dropouts import Dropout
 from robustfdd.errors import TrainingError
-from robustfdd.models import Checkpoint, ResNet18, check_same_data, save_model
+from robustfdd.models import Checkpoint, ResNet18, check_same_data, load_model, read_checkpoint, save_model
 from robustfdd.provenance import versions
 from robustfdd.randomness import GlobalRandomness
-from robustfdd.records import check_writable, write_json
+from robustfdd.records import check_writable, read_json, write_json
 from robustfdd.specs import Recipe
 
 
@@ -55,9 +57,11 @@ def _one_epoch(
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     generator: torch.Generator,
+    epoch: int,
     advance: Callable[[int], None] | None,
 ) -> tuple[float, float]:
-    """One pass over the split; the mean loss and the accuracy on it."""
+    """One pass over the split, the ``epoch``-th from 0; the mean loss and the accuracy on it."""
+    layers = [module for module in model.modules() if isinstance(module, Dropout)]
     images, labels = split.images, split.labels
     # Summed on the device, read once an epoch: reading every step would make the host wait for the device.
     total_loss = torch.zeros((), device=images.device)
@@ -69,7 +73,11 @@ def _one_epoch(
             continue
         x = to_pixels(augment(images[index], recipe.augmentation, generator))
         y = labels[index]
-        logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
+        for layer in layers:
+            layer.progress = (epoch + seen / len(labels)) / recipe.epochs
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+            logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
+        logits = logits.float()
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -129,7 +137,7 @@ def fit(
         model.train()
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
-            loss, accuracy = _one_epoch(model, split, recipe, optimizer, scheduler, generator, advance)
+            loss, accuracy = _one_epoch(model, split, recipe, optimizer, scheduler, generator, epoch - 1, advance)
             if not loss < float("inf"):
                 raise TrainingError(
                     f"the loss is {loss} after epoch {epoch}; lower recipe.learning_rate ({recipe.learning_rate:g})"
@@ -182,8 +190,40 @@ def train(
         "dataset_sha256": dataset.sha256,
         "versions": versions(),
     }
+    return _write(model, data, out, provenance, label, [asdict(epoch) for epoch in history], seconds)
+
+
+def adopt_weights(model: nn.Module, trained: Path, dataset: Dataset, *, out: Path, label: str) -> Checkpoint:
+    """Write a model with the weights of another's checkpoint: for a layer that is put into a trained network.
+
+    Args:
+        model: of the same parameters and buffers as the other; on the device it is to be tested on.
+        trained: the other's checkpoint, with its history beside it.
+        dataset: what the other was trained on.
+        out: the checkpoint to write, ending in ``.safetensors``; ``.json`` of the same name tells its history.
+        label: what reports call the method.
+    """
+    source, history = read_checkpoint(trained), read_json(trained.with_suffix(".json"))
+    model.load_state_dict(load_model(trained).state_dict())
+    provenance = {**source.provenance, "weights_of": trained.name}
+    data = dataset.to(device_of(model))
+    return _write(model.eval(), data, out, provenance, label, history["epochs"], history["seconds"])
+
+
+def _write(
+    model: nn.Module,
+    data: Dataset,
+    out: Path,
+    provenance: dict[str, Any],
+    label: str | None,
+    epochs: list[dict[str, Any]],
+    seconds: float,
+) -> Checkpoint:
+    """The checkpoint of a trained model, and beside it how it was trained and how good it is."""
+    seed = provenance["seed"]
     checkpoint = save_model(model, out, provenance)
-    correct = predict(model, data.test.images) == data.test.labels
+    with GlobalRandomness(seed):  # for a model that is random in evaluation
+        correct = predict(model, data.test.images) == data.test.labels
     write_json(
         out.with_suffix(".json"),
         {
@@ -196,7 +236,7 @@ def train(
             "n_test": len(correct),
             "seconds": seconds,
             "parameters": sum(p.numel() for p in model.parameters()),
-            "epochs": [asdict(epoch) for epoch in history],
+            "epochs": epochs,
         },
     )
     return checkpoint

@@ -23,6 +23,7 @@ from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError
 from robustfdd.measure import CleanOutcome, clean_outcome, measure
 from robustfdd.progress import Display
+from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Cell, Failure
 from robustfdd.specs import AttackSpec, EngineName, EpsUnit, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
@@ -41,6 +42,7 @@ class Subject:
         seed: of the training run; -1 for a model that was not trained here.
         eps_scale: pixel epsilon = normalised epsilon times this.
         identity: a hash of the weights; results belong to it.
+        eot_samples: passes that an attack averages for one gradient; 0 for a deterministic forward.
     """
 
     study: str
@@ -48,6 +50,7 @@ class Subject:
     seed: int
     eps_scale: float
     identity: str
+    eot_samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class AttackUnit:
         engine: the library.
         eps: ascending, in ``eps_unit``, without 0.
         eps_unit: of ``eps``.
+        eot_samples: passes averaged for one gradient; 0 for a model with a deterministic forward.
     """
 
     method: str
@@ -71,6 +75,7 @@ class AttackUnit:
     engine: EngineName
     eps: tuple[float, ...]
     eps_unit: EpsUnit
+    eot_samples: int = 0
 
     @property
     def name(self) -> str:
@@ -80,7 +85,7 @@ class AttackUnit:
 
     def cost(self, n_images: int) -> float:
         """In input gradients of one image."""
-        return n_images * len(self.eps) * (self.attack.n_gradients + FORWARD_COST)
+        return n_images * len(self.eps) * (self.attack.n_gradients * max(self.eot_samples, 1) + FORWARD_COST)
 
     def entry(self) -> dict[str, Any]:
         """The unit in the manifest's plan."""
@@ -118,8 +123,8 @@ class TestSet:
         index = test_indices(dataset.test.labels, len(dataset.test.labels) if n is None else n, seed=0)
         return cls(dataset, index.cpu().numpy())
 
-    def clean(self, model: nn.Module, batch_size: int) -> CleanOutcome:
-        """What the model says of them before any attack."""
+    def clean(self, model: nn.Module, batch_size: int, eot_samples: int = 0) -> CleanOutcome:
+        """What the model says of them before any attack; see :func:`robustfdd.measure.clean_outcome`."""
         index = torch.from_numpy(self.index).to(self.dataset.test.labels.device)
         return clean_outcome(
             model,
@@ -127,6 +132,7 @@ class TestSet:
             self.dataset.test.labels[index],
             n_classes=self.dataset.n_classes,
             batch_size=batch_size,
+            eot_samples=eot_samples,
         )
 
 
@@ -139,7 +145,7 @@ def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
 
     Weights alone do not tell two models apart that differ in their code, or that have none.
     """
-    with frozen(model), torch.no_grad():
+    with frozen(model), torch.no_grad(), GlobalRandomness(0):  # for a model that is random in evaluation
         logits = model(to_pixels(clean.images[:32]))
     return hashlib.sha256((weights_digest(model) + tensor_digest({"logits": logits})).encode()).hexdigest()
 
@@ -150,6 +156,7 @@ def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: in
     return _digest(
         {
             "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity],
+            "eot_samples": subject.eot_samples,
             "attack": unit.attack.model_dump(mode="json"),
             "threats": [unit.norm, list(unit.eps), unit.eps_unit],
             "engine": unit.engine,
@@ -210,6 +217,8 @@ def attack_cells(
                 prediction=result.prediction,
                 outcome=result.outcome,
                 distance=result.distance,
+                eot_samples=clean.eot_samples,
+                repeated_accuracy=result.repeated_accuracy,
             )
         )
     return cells
@@ -261,7 +270,7 @@ def attack_model(
         note = ""
         try:
             if clean is None:
-                clean = test.clean(model, batch_size)
+                clean = test.clean(model, batch_size, subject.eot_samples)
             cells = attack_cells(
                 model,
                 clean,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robustfdd.errors import ConfigurationError
 
 Rescale = Literal["none", "inverted", "test"]
-Active = Literal["train", "always", "never"]
+Active = Literal["train", "always", "never", "test"]
 Site = Literal["features", "maps"]
 Placement = Literal["last", "stages"]
 
@@ -81,23 +81,30 @@ class Dropout(nn.Module):
     "test"      kept units stay as they are               x * (1 - p)
     ==========  ========================================  ==================================
 
-    ``active="always"`` drops in evaluation exactly as in training, so that ``"test"`` then multiplies by nothing:
-    the mask itself has the mean 1 - p. ``active="never"`` is the identity in both modes, whatever ``rescale`` is, as
-    if the layer were not there.
+    ``active="always"`` drops in evaluation exactly as in training, so that ``rescale="test"`` then multiplies by
+    nothing: the mask itself has the mean 1 - p. ``active="never"`` is the identity in both modes, whatever ``rescale``
+    is, as if the layer were not there. ``active="test"`` is the reverse of ``"train"``: the identity in training mode,
+    and in evaluation mode what the layer would do in training, as a defence does that is put into a trained network.
 
     Args:
         rescale: how the change of the mean output is made up for; see the table.
-        active: when the layer drops: ``"train"``, as ``self.training`` says; ``"always"``, in evaluation too; or
-            ``"never"``. It may be set on an existing layer.
+        active: when the layer drops: ``"train"``, as ``self.training`` says; ``"always"``, in evaluation too;
+            ``"never"``; or ``"test"``, in evaluation only. It may be set on an existing layer.
         generator: source of the random numbers; the global one of the input's device if None. It may live on another
             device than the input: the numbers are drawn on its device and moved, so that one seed gives one mask on
             all devices. A copied or unpickled layer has a generator of its own, in the same state. ``torch.compile``
             breaks the graph at it.
 
+    Attributes:
+        progress: how much of the training is done, in [0, 1]. :func:`robustfdd.training.fit` sets it before every step;
+            layers whose rate changes in the course of training read it.
+
     Raises:
         ConfigurationError: ``rescale`` or ``active`` is not one of the allowed words, or ``generator`` is not a
             generator.
     """
+
+    progress: float = 0.0
 
     def __init__(
         self, *, rescale: Rescale = "none", active: Active = "train", generator: torch.Generator | None = None
@@ -121,7 +128,7 @@ class Dropout(nn.Module):
 
     @property
     def active(self) -> Active:
-        """``"train"``, ``"always"`` or ``"never"``; setting another value raises ConfigurationError."""
+        """``"train"``, ``"always"``, ``"never"`` or ``"test"``; setting another value raises ConfigurationError."""
         return self._active
 
     @active.setter
@@ -132,12 +139,12 @@ class Dropout(nn.Module):
     @property
     def dropping(self) -> bool:
         """Whether a forward pass now would drop units."""
-        return self.active == "always" or (self.active == "train" and self.training)
+        return self.active in ("always", "train" if self.training else "test")
 
     @property
     def random_in_evaluation(self) -> bool:
         """Whether the output is random in evaluation mode, so that attacking the model calls for EOT."""
-        return self.active == "always"
+        return self.active in ("always", "test")
 
     def drop_probability(self, x: Tensor) -> Tensor:
         """Probability with which each unit is dropped.
@@ -265,6 +272,12 @@ class DropoutSpec:
         source: authors, year, title and where published.
         summary: what it does, in one sentence.
         order: position in lists and tables; equal ones are sorted by name.
+        strategy: what decides which units are dropped, in a few words; with the four below, the columns in which
+            Table 1 of Ke et al. 2020 compares the variants. Empty for what drops nothing.
+        adaptive: whether the drop probability differs from unit to unit or from input to input.
+        dynamic: whether it drops in training; one that does not is put into a network trained without.
+        hyperparameters: what has to be chosen, in a few words.
+        cost: what it computes beyond drawing a mask, in a few words.
     """
 
     name: str
@@ -275,6 +288,11 @@ class DropoutSpec:
     source: str
     summary: str
     order: int
+    strategy: str = ""
+    adaptive: bool = False
+    dynamic: bool = True
+    hyperparameters: str = ""
+    cost: str = ""
 
     def __post_init__(self) -> None:
         check_choice(f"dropout {self.name!r}: site", self.site, SITES)
@@ -287,7 +305,12 @@ class DropoutSpec:
     def options(self) -> dict[str, Any]:
         """The options of the layer and their defaults."""
         parameters = inspect.signature(self.build).parameters
-        return {name: parameter.default for name, parameter in parameters.items()}
+        return {name: parameter.default for name, parameter in parameters.items() if name != "n_units"}
+
+    @property
+    def needs_units(self) -> bool:
+        """Whether the layer learns something for every unit, so that it must be told how many there are."""
+        return "n_units" in inspect.signature(self.build).parameters
 
     def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """All options of the layer, as given or by default, but for the generator, which no file can hold."""
@@ -312,18 +335,21 @@ def register(spec: DropoutSpec) -> None:
     _REGISTRY.update((known.name, known) for known in ranked)
 
 
-def build_dropout(name: str, **options: Any) -> nn.Module:
+def build_dropout(name: str, *, n_units: int | None = None, **options: Any) -> nn.Module:
     """Make one dropout layer; every place in a model gets a layer of its own.
 
     Args:
         name: a name in :data:`DROPOUTS`.
+        n_units: number C of features or maps that the layer will see; only layers that learn something for each of
+            them need it.
         **options: options of that dropout; its default stands for each one left out.
 
     Returns:
         The layer, in training mode.
 
     Raises:
-        ConfigurationError: there is no such dropout, it has no such option, or a value is not allowed.
+        ConfigurationError: there is no such dropout, it has no such option, a value is not allowed, or ``n_units`` is
+            needed and missing.
     """
     if name not in _REGISTRY:
         raise ConfigurationError(f"unknown dropout {name!r}; allowed: {', '.join(_REGISTRY)}{_hint(name, _REGISTRY)}")
@@ -335,6 +361,10 @@ def build_dropout(name: str, **options: Any) -> nn.Module:
                 f"dropout {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}"
                 f"{_hint(option, allowed)}"
             )
+    if spec.needs_units:
+        if n_units is None:
+            raise ConfigurationError(f"dropout {name!r} must be told the number of its features or maps: n_units=...")
+        options = {**options, "n_units": n_units}
     try:
         return spec.build(**options)
     except ConfigurationError as error:

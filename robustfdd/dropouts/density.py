@@ -90,14 +90,14 @@ def feature_density(x: Tensor, n_components: int, n_bins: int) -> Tensor:
     with torch.no_grad(), in_full:
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         values = values.unsqueeze(2) if values.ndim == 2 else values.flatten(2)
-        points = values if x.ndim == 2 else _principal_coordinates(values, n_components)
+        points = values if x.ndim == 2 else principal_coordinates(values, n_components)
         noise = RANGE_ULPS * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(values, dim=2).amax(1)
         cells = _cell_indices(points, n_bins, noise)
         table = cells.new_zeros(cells.shape[0], n_bins**n_components)
         return table.scatter_add_(1, cells, torch.ones_like(cells)).gather(1, cells)
 
 
-def _principal_coordinates(maps: Tensor, n_components: int) -> Tensor:
+def principal_coordinates(maps: Tensor, n_components: int) -> Tensor:
     """Coordinates of the C rows of each sample on its first principal axes.
 
     Args:
@@ -249,6 +249,10 @@ def _register(n_components: int, n_bins: int, site: Site, placements: tuple[Plac
             source="Ke et al. 2020, Group-Wise Dynamic Dropout Based on Latent Semantic Variations, AAAI",
             summary=summary,
             order=100 + n_components,
+            strategy="Feature density",
+            adaptive=True,
+            hyperparameters="Slope and intercept of the probability over density; number of cells",
+            cost="Density on a grid" if n_components == 1 else "Principal components and density on a grid",
         )
     )
 

@@ -37,5 +37,7 @@ register(
         ),
         summary="Every unit is dropped independently, with the same probability.",
         order=10,
+        strategy="Random",
+        hyperparameters="Drop probability",
     )
 )

@@ -49,6 +49,8 @@ register(
         placements=("last", "stages"),
         source="Tompson et al. 2015, Efficient Object Localization Using Convolutional Networks, CVPR",
         summary="Whole feature maps are dropped, all with the same probability.",
-        order=20,
+        order=30,
+        strategy="Entire feature map, random",
+        hyperparameters="Drop probability",
     )
 )
