@@ -1,4 +1,4 @@
-"""The command line: ``robustfdd run | train | attack | report | list``."""
+"""The command line: ``robustfdd run | train | attack | report | compare | list``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from robustfdd import __version__, catalogue, records
+from robustfdd.analysis import analyse_run
 from robustfdd.datasets import DATASETS, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.engines import get_engine
@@ -23,7 +24,8 @@ from robustfdd.foreign import load_factory
 from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
-from robustfdd.report import disagreements, main_table_text, write_report
+from robustfdd.report import combine, disagreements, main_table_text, write_report
+from robustfdd.report.compare import compare_runs, comparison_text, write_comparison
 from robustfdd.specs import ENGINES, AttackUse, EpsUnit, Method, Normalization, Placement, Recipe, pixel_eps
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
@@ -131,7 +133,19 @@ def run(
         console=err_console,
         command=command_line(),
     )
+    _analyse(directory, data_root, device)
     _conclude(directory)
+
+
+def _analyse(directory: Path, data_root: Path | None, device: str) -> None:
+    """Look into the models of a run as far as that was not done yet, and say what could not be."""
+    try:
+        notes = analyse_run(directory, data_root=data_root, device=resolve_device(device), console=err_console)
+    except ConfigurationError as error:  # the report of a run from a machine with a GPU, made on one without
+        err_console.print(f"note: analysis skipped: {error}", markup=False, highlight=False, soft_wrap=True)
+        return
+    for text in dict.fromkeys(f"{note.kind}: {note.message}" for note in notes):
+        err_console.print(f"note: analysis {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _conclude(directory: Path) -> None:
@@ -258,6 +272,12 @@ def attack(
     ] = None,
     label: Annotated[str, typer.Option(help="What tables call the model.")] = "model",
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of everything random in the attacks.")] = 0,
+    eot_samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="For a model that is random in evaluation: passes averaged for one gradient. 0: not random."
+        ),
+    ] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
     batch_size: BatchSize = 128,
@@ -290,6 +310,7 @@ def attack(
         test_images=test_images,
         seed=seed,
         batch_size=batch_size,
+        eot_samples=eot_samples,
         console=err_console,
         command=command_line(),
     )
@@ -299,17 +320,58 @@ def attack(
 @app.command()
 @_reporting_errors
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run directory, or several: seeds, methods or attacks of one study that were run apart."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option(help="Where to write. By default report/ in the first run directory.", show_default=False),
     ] = None,
+    data_root: DataRoot = None,
 ) -> None:
-    """Make tables, curves and the page from the records of one or several runs."""
-    page = write_report(runs, out=out)
+    """Make tables, figures and the page from the records of a run, or of several that belong together.
+
+    What the figures show of the models themselves is computed first where it is missing and the checkpoints are there.
+    """
     for directory in runs:
-        _print_tables(records.load_run(directory))
+        if any((directory / "models").glob("*.safetensors")):
+            device = records.read_json(directory / "manifest.json").get("hardware", {}).get("device", "cpu")
+            _analyse(directory, data_root, device)
+    page = write_report(runs, out=out)
+    _print_tables(combine([records.load_run(directory) for directory in runs]))
     out_console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+@_reporting_errors
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="A run directory, or several; those on one data set are compared together, as one run."),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write to. By default report/compare in the first run directory.", show_default=False
+        ),
+    ] = None,
+    as_: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="DATASET",
+            help="For runs on data that the paper does not have: hold them against its figures for this data set.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Hold a run against the published figures, cell by cell."""
+    folder = write_comparison(runs, out=out, as_dataset=as_)
+    for comparison in compare_runs(runs, as_dataset=as_):
+        out_console.print(comparison_text(comparison))
+    for path in sorted(folder.glob("*compare.*")):
+        out_console.print(f"comparison: {path}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("list")
@@ -324,8 +386,17 @@ def list_(
     studies = [catalogue.load_study(name) for name in catalogue.study_names()]
     tables: dict[str, tuple[Sequence[str], list[tuple[str, ...]]]] = {
         "dropouts": (
-            ("dropout", "works on", "placement", "what it does"),
-            [(d.name, d.site, ", ".join(d.placements), d.summary) for d in DROPOUTS.values()],
+            ("dropout", "works on", "placement", "what it does", "options"),
+            [
+                (
+                    d.name,
+                    d.site,
+                    ", ".join(d.placements),
+                    d.summary,
+                    ", ".join(f"{key}={value}" for key, value in d.settings({}).items()),
+                )
+                for d in DROPOUTS.values()
+            ],
         ),
         "datasets": (
             ("data set", "what it is"),

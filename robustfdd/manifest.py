@@ -213,4 +213,5 @@ def make_manifest(
 
 def command_line() -> str:
     """The command that is running, for the manifest."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    return " ".join(["python -m robustfdd" if program == "__main__.py" else program, *sys.argv[1:]])

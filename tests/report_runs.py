@@ -49,6 +49,13 @@ class FakeRun:
     models: bool = True
     epochs: int = 3
     n_test: int = 10_000
+    clean_accuracy: Callable[[str, int], float | None] | None = None  # by method and seed; a gap where it is None
+    dropouts: Mapping[str, str] = field(default_factory=dict)  # by method; its label where left out
+    placements: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    eot_samples: Mapping[str, int] = field(default_factory=dict)
+    repeated: Callable[[Key], Sequence[float]] = lambda key: ()
+    first_unit: int = 0  # number of the first unit, so that two runs have units of different names
     manifest: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
 
@@ -62,7 +69,7 @@ class FakeRun:
                         for engine in self.engines:
                             units.append(
                                 {
-                                    "unit": f"u{len(units):04d}",
+                                    "unit": f"u{self.first_unit + len(units):04d}",
                                     "method": method,
                                     "seed": seed,
                                     "attack": attack,
@@ -90,7 +97,9 @@ class FakeRun:
             "seed": seed,
             "checkpoint": f"m{i:02d}-{seed}.safetensors",
             "sha256": f"{i}{seed}" * 8,
-            "clean_accuracy": 0.9 + 0.01 * i + 0.001 * seed,
+            "clean_accuracy": (
+                0.9 + 0.01 * i + 0.001 * seed if self.clean_accuracy is None else self.clean_accuracy(method, seed)
+            ),
             "n_test": self.n_test,
             "seconds": 100.0 + 10 * i + seed,
             "parameters": 11_000_000 + i,
@@ -123,9 +132,11 @@ class FakeRun:
                 {
                     "label": label,
                     "title": title,
-                    "dropout": label,
-                    "placement": "last",
+                    "dropout": self.dropouts.get(label, label),
+                    "placement": self.placements.get(label, "last"),
                     "options": dict(self.options.get(label, {})),
+                    "eot_samples": self.eot_samples.get(label, 0),
+                    "variant": self.variants.get(label),
                 }
                 for label, title in self.methods
             ],
@@ -212,4 +223,6 @@ def make_cell(key: Key, counts: Counts | Sequence[int], eps_pixel: float, eps_no
         prediction=(outcome != Outcome.SURVIVED).astype(np.int32),
         outcome=outcome,
         distance=np.where(outcome == Outcome.BROKEN, eps_pixel, 0.0).astype(np.float32),
+        eot_samples=run.eot_samples.get(key.method, 0),
+        repeated_accuracy=tuple(run.repeated(key)),
     )

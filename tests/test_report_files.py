@@ -20,9 +20,11 @@ from report_runs import FakeRun, Key
 from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.records import Failure, load_run
 from robustfdd.report import write_report
+from robustfdd.report.artefacts import table2
 from robustfdd.report.curves import interactive_figure, panels
-from robustfdd.report.latex import escape
+from robustfdd.report.latex import escape, to_latex
 from robustfdd.report.results import sort_results
+from robustfdd.report.tables import main_tables
 
 NASTY = r"a_b%c&d#e$f~g^h\i{j}k<script>alert(1)</script>|[l]*m`n`é κ--o"
 PLAIN_LABEL = "fdd-2d"
@@ -214,7 +216,7 @@ def test_csv_files_hold_the_raw_figures(report: Path, run_dir: Path) -> None:
     agreement = read("agreement.csv")
     assert agreement["difference_points"].tolist() == [-1.0, -1.0]
     assert agreement["flagged"].tolist() == [True, True]
-    assert read("clean-accuracy.csv")["seconds"].tolist() == [100.0, 110.0, 120.0]
+    assert read("training.csv")["seconds"].tolist() == [100.0, 110.0, 120.0]
 
 
 def test_figures_are_sharp_and_their_fonts_embedded(report: Path) -> None:
@@ -268,7 +270,7 @@ def pdflatex() -> str:
 
 def test_latex_compiles_with_booktabs_alone(pdflatex: str, report: Path, tmp_path: Path) -> None:
     tables = sorted((report / "tables").glob("*.tex"))
-    assert len(tables) == 4
+    assert len(tables) == 5
     # Every character that a name may well hold, at the start of a row and twice in a row.
     names = [chr(code) for code in (*range(0x20, 0x7F), *range(0xA0, 0x180), *range(0x391, 0x3CA), 0x4E2D)]
     rows = "".join(f"{escape(name)} & {escape(f'{name}{name}')} \\\\\n" for name in names)
@@ -290,11 +292,37 @@ def test_latex_tables_carry_caption_label_and_marks(report: Path) -> None:
     assert r"\label{tab:robust-accuracy-linf}" in text
     assert r"\caption{Robust accuracy (\%), $L_\infty$. Toy images; 1,000 test images" in text
     assert r"FGSM & 0.5 & 0.125 & \textbf{60.0} & \textendash{} & 50.0 \\" in text
-    # Words of a header stand one below the other.
+    # Words of a header stand one below the other, and are smaller where they are too long for the line.
     assert (
-        r"\shortstack[r]{a\_b\%c\&d\#e\$f\textasciitilde{}g\textasciicircum{}h\textbackslash{}i\{j\}k\textless{}script\textgreater{}"
-        r"alert(1)\textless{}/script\textgreater{}\textbar{}{[}l{]}{*}m{`}n{`}\'{e} \\ $\kappa$-{}-o}"
+        r"\shortstack[r]{\tiny a\_b\%c\&d\#e\$f\textasciitilde{}g\textasciicircum{}h\textbackslash{}i\{j\}k"
+        r"\textless{}script\textgreater{}alert(1)\textless{}/script"
+        r"\textgreater{}\textbar{}{[}l{]}{*}m{`}n{`}\'{e} \\ \tiny $\kappa$-{}-o}"
     ) in text
+
+
+def test_wide_tables_fit_a_plain_article(pdflatex: str, tmp_path: Path) -> None:
+    """Eleven methods with their spread over seeds beside two columns of radii."""
+    titles = ("Non-dropout", "Original", "Biased", "Spatial", "Crossmap", "Guided (DR)", "SAP", "Jumpout")
+    run = FakeRun(
+        lambda key: (790, 9210 - 123 * key.step - key.seed, 123 * key.step + key.seed),
+        methods=[(title.lower(), title) for title in (*titles, "FDD-1D", "FDD-2D", "FDD-3D")],
+        attacks={"fgsm": "FGSM", "bim": "BIM", "pgd": "PGD"},
+        eps={"linf": [0.03, 0.06, 0.12]},
+        seeds=(0, 1),
+        epochs=1,
+    )
+    results = sort_results(load_run(run.write(tmp_path)))
+    found = [*main_tables(results), *(artefact for artefact in table2.build(results))]
+    grids = [item.grid for item in found if item.grid is not None]
+    assert len(grids) == 2
+    assert "90.86 ± 0.01" in grids[0].rows[1]
+    body = "".join(to_latex(grid, label=grid.name) for grid in grids)
+    (tmp_path / "wide.tex").write_text(document(tmp_path, body), encoding="ascii")
+    done = subprocess.run(
+        [pdflatex, "-interaction=nonstopmode", "wide.tex"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    assert "Overfull" not in done.stdout
+    assert "too large" not in done.stdout
 
 
 def test_interactive_figure_is_valid_and_keeps_gaps(run_dir: Path, tmp_path: Path) -> None:
@@ -313,32 +341,28 @@ def test_interactive_figure_is_valid_and_keeps_gaps(run_dir: Path, tmp_path: Pat
     go.Figure(figure).update(data=[{"x": x} for x in pgd["args"][0]["x"]], layout=pgd["args"][1])
 
 
-def test_several_runs_share_one_page(tmp_path: Path) -> None:
-    small = {"methods": [("none", "None")], "eps": {"linf": [0.5]}, "models": False}
+def test_several_runs_share_one_page_and_its_tables(tmp_path: Path) -> None:
     paths = [
-        FakeRun(lambda key, n=n: (0, 10 - n, n) if key.step else (0, 10, 0), name=name, title=name, **small).write(
-            tmp_path / str(n)
-        )
-        for n, name in ((1, "First"), (2, "second"), (3, "second"))
+        FakeRun(
+            lambda key: (0, 100, 0) if key.step == 0 else (0, 80 - 10 * key.seed, 20 + 10 * key.seed),
+            methods=[("none", "None")],
+            eps={"linf": [0.5]},
+            seeds=(seed,),
+            first_unit=10 * seed,
+            manifest={"command": f"run the seed {seed}", "overrides": [f"seeds=[{seed}]"]},
+        ).write(tmp_path / f"seed{seed}")
+        for seed in (0, 1)
     ]
     index = write_report(paths, out=tmp_path / "out")
     page = Page(index.read_text(encoding="utf-8"))
     assert sum("plotly.js v" in script[:200] for script in page.scripts) == 1
-    assert {"run-1", "run-2", "run-3"} <= set(page.ids)
-    assert len(page.ids) == len(set(page.ids))
-    stems = {"first": 90.0, "second": 80.0, "second-2": 70.0}
-    for stem, expected in stems.items():
-        frame = pd.read_csv(tmp_path / "out" / "tables" / f"{stem}-robust-accuracy-linf.csv")
-        assert frame["none"].tolist() == [100.0, expected]
-        assert (tmp_path / "out" / "figures" / f"{stem}-overview.png").is_file()
-        latex = (tmp_path / "out" / "tables" / f"{stem}-robust-accuracy-linf.tex").read_text(encoding="ascii")
-        assert rf"\label{{tab:{stem}-robust-accuracy-linf}}" in latex
-    prefixes = {
-        re.sub(r"-(robust|survival|results|overview).*", "", file.name)
-        for file in (tmp_path / "out").rglob("*.*")
-        if file.is_file()
-    }
-    assert prefixes == {"index.html", *stems}
+    frame = pd.read_csv(tmp_path / "out" / "tables" / "robust-accuracy-linf.csv")
+    assert frame["none"].tolist() == [100.0, 75.0]
+    assert frame["none seeds"].tolist() == [2, 2]
+    text = "".join(page.texts)
+    for words in ("run the seed 0", "run the seed 1", "seed0: seeds=[0]", "seed1: seeds=[1]", "75 ± 7"):
+        assert words in text
+    assert "One training seed" not in text
 
 
 def test_a_run_without_results_still_has_a_report(tmp_path: Path) -> None:
@@ -352,7 +376,10 @@ def test_a_run_without_results_still_has_a_report(tmp_path: Path) -> None:
 
 
 def test_by_default_the_report_goes_into_the_first_run(tmp_path: Path) -> None:
-    paths = [FakeRun(lambda key: None, models=False).write(tmp_path / name) for name in ("one", "two")]
+    paths = [
+        FakeRun(lambda key: None, models=False, seeds=(seed,)).write(tmp_path / name)
+        for seed, name in enumerate(("one", "two"))
+    ]
     assert write_report(paths) == tmp_path / "one" / "report" / "index.html"
     assert not (tmp_path / "two" / "report").exists()
 

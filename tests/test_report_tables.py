@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from robustfdd.report.agreement import compare_engines, summary_grid
 from robustfdd.report.curves import panels
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.style import style
-from robustfdd.report.tables import best, clean_table, half_width, main_tables, shown_decimals
+from robustfdd.report.tables import best, half_width, main_tables, shown_decimals
+from robustfdd.report.training import clean_entry, training_frame
 
 THOUSAND = {
     ("none", 0): (100, 900, 0),
@@ -145,15 +147,15 @@ def test_seeds_give_mean_and_sample_standard_deviation(tmp_path: Path) -> None:
     rate = main_tables(results, "survival_rate")[0].rows[0].entries[0]
     assert rate.std == pytest.approx(np.std([value / 9 for value in survivors.values()], ddof=1), abs=1e-12)
     assert "mean ± sample standard deviation over seeds 0, 1, 2" in table.caption
-    clean = clean_table(results).grid
-    assert clean.rows[0] == ("None", "90.10 ± 0.10", "10,000", "101.0", "11,000,000")
+    assert clean_entry(results, "none").text(2) == "90.10 ± 0.10"
+    assert training_frame(results)["seconds"].tolist() == [100.0, 101.0, 102.0]
 
 
 def test_a_missing_seed_is_pointed_out(tmp_path: Path) -> None:
     run = FakeRun(lambda key: None if key.seed == 2 else plain(key), seeds=(0, 1, 2), eps={"linf": [0.5]})
     table = main_tables(results_of(run, tmp_path))[0]
-    assert table.grid.rows[1][3:] == ("36.3 ± 0.0†", "54.9 ± 0.0†")
-    assert "† Some of the planned seeds are missing." in table.caption
+    assert table.grid.rows[1][3:] == ("36.3 ± 0.0‡", "54.9 ± 0.0‡")
+    assert "‡ Some of the planned seeds are missing." in table.caption
     assert table.frame()["none seeds"].tolist() == [2, 2]
 
 
@@ -294,14 +296,6 @@ def test_notes(tmp_path: Path) -> None:
     few = notes_of(FakeRun(lambda key: (10, 90 - (key.method == "none"), key.method == "none")), tmp_path / "few")
     assert list(few) == ["Only 100 test images", "One training seed"]
     assert few["Only 100 test images"].startswith("One image is 1 point, ")
-    always = FakeRun(plain, seeds=(0, 1), options={"fdd-2d": {"active": "always"}})
-    assert list(notes_of(always, tmp_path / "always")) == ["Random forward pass: FDD-2D"]
-    sap = FakeRun(
-        lambda key: (0, 1000 - (key.method == "sap"), key.method == "sap"),
-        seeds=(0, 1),
-        methods=[("sap", "SAP"), ("none", "None")],
-    )
-    assert list(notes_of(sap, tmp_path / "sap")) == ["Random forward pass: SAP"]
     changed = FakeRun(plain, seeds=(0, 1), manifest={"overrides": ["recipe.epochs=1"], "git": {"dirty": True}})
     assert list(notes_of(changed, tmp_path / "changed")) == ["The study was run with changes", "Uncommitted code"]
     empty = notes_of(FakeRun(lambda key: None, seeds=(-1,)), tmp_path / "empty")
@@ -337,7 +331,36 @@ def test_unsteady_clean_predictions_are_noticed(tmp_path: Path) -> None:
     run = FakeRun(counts, seeds=(0, 1), attacks={"fgsm": "FGSM", "pgd": "PGD"})
     notes = notes_of(run, tmp_path)
     assert list(notes) == ["Random forward pass: FDD-2D"]
-    assert notes["Random forward pass: FDD-2D"].startswith("Their predictions on clean images differ")
+    assert notes["Random forward pass: FDD-2D"].startswith("Predictions on clean images differ between units")
+
+
+@pytest.mark.parametrize(
+    ("samples", "level", "words"), [(1, "warning", "upper bound"), (2, "info", "mean over 2 passes")]
+)
+def test_a_declared_random_forward_is_a_warning_without_eot_only(
+    tmp_path: Path, samples: int, level: str, words: str
+) -> None:
+    def counts(key: Key) -> tuple[int, int, int]:
+        wrong = 101 if (key.method, key.attack) == ("sap", "pgd") else 100  # a random forward is expected to do this
+        return (wrong, 1000 - wrong, 0)
+
+    run = FakeRun(
+        counts,
+        seeds=(0, 1),
+        methods=[("none", "None"), ("sap", "SAP")],
+        attacks={"fgsm": "FGSM", "pgd": "PGD"},
+        eot_samples={"sap": samples},
+    )
+    (note,) = run_notes(load_run(run.write(tmp_path)))
+    assert (note.title, note.level) == ("Random forward pass: SAP", level)
+    assert words in note.text
+
+
+def test_engines_need_not_agree_on_a_random_forward(tmp_path: Path) -> None:
+    run = replace(engines_apart(60), eot_samples={"none": 4})
+    (agreement,) = compare_engines(results_of(run, tmp_path))
+    assert agreement.difference == -6.0
+    assert not agreement.flagged
 
 
 def test_failed_and_missing_units_are_counted_apart(tmp_path: Path) -> None:
@@ -429,14 +452,17 @@ def test_every_method_has_its_own_look() -> None:
 
 
 def test_the_report_imports_no_other_part_of_the_project() -> None:
-    allowed = ("robustfdd.errors", "robustfdd.records", "robustfdd.report")
+    allowed = ("robustfdd.errors", "robustfdd.records", "robustfdd.published", "robustfdd.report")
     folder = Path(robustfdd.report.__file__).parent
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted(folder.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0
                 names = [node.module or ""]
             for name in names:
-                assert name.partition(".")[0] not in ("torch", "torchvision", "art", "foolbox"), file
-                assert not name.startswith("robustfdd") or name.startswith(allowed), f"{file}: {name}"
+                assert name.partition(".")[0] not in ("torch", "torchvision", "art", "foolbox", "captum"), file
+                within = name.startswith(allowed) or (
+                    name == "robustfdd" and [a.name for a in node.names] == ["published"]
+                )
+                assert not name.startswith("robustfdd") or within, f"{file}: {name}"

@@ -1,11 +1,12 @@
-"""The report of a run: tables, curves and one HTML page, made from its records and from nothing else.
+"""The report of a run, or of several as one: tables, curves and one HTML page, made from records and nothing else.
 
-A report is a pure function of the run directory: written twice, its files are the same byte for byte.
+A report is a pure function of the run directories: written twice, its files are the same byte for byte.
 """
 
 from __future__ import annotations
 
 from robustfdd.report.agreement import Agreement
+from robustfdd.report.combine import combine
 from robustfdd.report.grid import Grid
 from robustfdd.report.notes import Note
 from robustfdd.report.summary import disagreements, main_table_text, run_notes
@@ -17,6 +18,7 @@ __all__ = [
     "Grid",
     "MainTable",
     "Note",
+    "combine",
     "disagreements",
     "main_table_text",
     "run_notes",

@@ -32,7 +32,7 @@ class Agreement:
         norm: ``"linf"`` or ``"l2"``.
         eps: the radius, in both units.
         engines: the two, in the study's order.
-        deterministic: whether the attack is, given the model.
+        deterministic: whether the attack is, and the model's forward pass.
         n_images: images that both engines have.
         n_attacked: images that both attacked.
         n_same: those of them with the same outcome.
@@ -111,7 +111,9 @@ def compare_engines(results: Results) -> list[Agreement]:
                                     norm=norm,
                                     eps=eps,
                                     engines=engines,
-                                    deterministic=bool(a["deterministic"] and b["deterministic"]),
+                                    deterministic=all(
+                                        cell["deterministic"] and not cell["eot_samples"] for cell in (a, b)
+                                    ),
                                     n_images=len(i),
                                     n_attacked=int(attacked.sum()),
                                     n_same=int((outcome_a == outcome_b)[attacked].sum()),

@@ -38,7 +38,8 @@ _SETTINGS: dict[str, Any] = {
 
 
 @contextmanager
-def _drawing() -> Iterator[None]:
+def drawing() -> Iterator[None]:
+    """Matplotlib with the settings of every figure of a report, whatever the user's are; drawn and rendered inside."""
     with mpl.rc_context(), warnings.catch_warnings():
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
@@ -47,8 +48,8 @@ def _drawing() -> Iterator[None]:
         yield
 
 
-def _render(figure: Figure) -> dict[str, bytes]:
-    """The figure as PNG and PDF, by file extension; without a date, so that the bytes depend on the figure alone."""
+def render(figure: Figure) -> dict[str, bytes]:
+    """The figure as files: ``png`` and ``pdf``; without a date, so that the bytes depend on the figure alone."""
     # Lay out once: left in place, the layout engine would run again for each file, which doubles the time.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
@@ -60,13 +61,22 @@ def _render(figure: Figure) -> dict[str, bytes]:
     return files
 
 
-def _legend(figure: Figure, styles: Sequence[Style], titles: Sequence[str], *, marker: bool, **where: Any) -> None:
+def legend(figure: Figure, styles: Sequence[Style], titles: Sequence[str], *, marker: bool, **where: Any) -> None:
+    """A legend of methods, each title as it stands.
+
+    Args:
+        figure: the figure.
+        styles: the look of each method.
+        titles: their names.
+        marker: whether the lines have markers.
+        where: further arguments of Matplotlib's ``Figure.legend``, e.g. ``loc``.
+    """
     handles = [
         Line2D([], [], color=item.colour, linestyle=item.line, marker=item.marker if marker else "") for item in styles
     ]
     # Matplotlib leaves out a label that starts with an underscore, so the names are put in afterwards.
-    legend = figure.legend(handles, [str(i) for i in range(len(titles))], **where)
-    for text, title in zip(legend.get_texts(), titles, strict=True):
+    made = figure.legend(handles, [str(i) for i in range(len(titles))], **where)
+    for text, title in zip(made.get_texts(), titles, strict=True):
         text.set_text(title)
 
 
@@ -103,14 +113,14 @@ def draw_panel(panel: Panel) -> dict[str, bytes]:
     Returns:
         The files by extension, ``png`` and ``pdf``.
     """
-    with _drawing():
+    with drawing():
         figure = Figure(figsize=(7.2, 4.2))
         axes = figure.add_subplot()
         _draw_panel(axes, panel, characters=50)
         axes.set_ylabel("Robust accuracy (%)")
         titles = [curve.method.title for curve in panel.curves]
-        _legend(figure, [c.style for c in panel.curves], titles, marker=True, loc="outside right center")
-        return _render(figure)
+        legend(figure, [c.style for c in panel.curves], titles, marker=True, loc="outside right center")
+        return render(figure)
 
 
 def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
@@ -122,7 +132,7 @@ def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
     norms = list(dict.fromkeys(panel.norm for panel in found))
     attacks = list(dict.fromkeys(panel.attack for panel in found))
     n_columns = len(attacks)
-    with _drawing():
+    with drawing():
         mpl.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 9})
         figure = Figure(figsize=(max(3.3 * n_columns, 5.0), 3.1 * len(norms) + 0.6))
         grid = figure.subplots(len(norms), n_columns, squeeze=False)
@@ -136,7 +146,7 @@ def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
             if column == 0:
                 axes.set_ylabel("Robust accuracy (%)")
         curves = found[0].curves
-        _legend(
+        legend(
             figure,
             [curve.style for curve in curves],
             [curve.method.title for curve in curves],
@@ -144,7 +154,7 @@ def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
             loc="outside lower center",
             ncols=min(len(curves), 2 * n_columns),
         )
-        return _render(figure)
+        return render(figure)
 
 
 def draw_training(results: Results) -> dict[str, bytes] | None:
@@ -158,7 +168,7 @@ def draw_training(results: Results) -> dict[str, bytes] | None:
     if not models:
         return None
     shown = [method for method in results.study.methods if any(model["method"] == method.label for model in models)]
-    with _drawing():
+    with drawing():
         figure = Figure(figsize=(9.6, 3.6))
         loss, accuracy = figure.subplots(1, 2)
         for model in models:
@@ -176,5 +186,5 @@ def draw_training(results: Results) -> dict[str, bytes] | None:
             axes.grid(True)
         styles = [style(methods.index(method.label)) for method in shown]
         titles = [method.title for method in shown]
-        _legend(figure, styles, titles, marker=False, loc="outside right center")
-        return _render(figure)
+        legend(figure, styles, titles, marker=False, loc="outside right center")
+        return render(figure)

@@ -27,6 +27,7 @@ class Grid:
         marks: (row, column) of the cells in bold.
         rules: rows above which a line separates two groups.
         alarms: rows that a reader must not overlook.
+        prose: columns of running text, whose lines wrap.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Grid:
     marks: frozenset[tuple[int, int]] = field(default_factory=frozenset)
     rules: frozenset[int] = field(default_factory=frozenset)
     alarms: frozenset[int] = field(default_factory=frozenset)
+    prose: frozenset[int] = field(default_factory=frozenset)
 
 
 def group_starts(names: list[str]) -> frozenset[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from robustfdd.report.grid import Grid
 
@@ -33,6 +35,7 @@ _SPECIAL = {
     "×": r"$\times$",
     "·": r"$\cdot$",
     "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
     "∞": r"$\infty$",
@@ -71,8 +74,28 @@ _LETTERS = {
     "Ł": r"\L{}",
 }
 _NORMS = {"L∞": r"$L_\infty$", "L2": r"$L_2$"}
-#: From how many columns on a table is set smaller, to fit the 345 pt of a plain article: type size, column gap.
-_SIZES = ((10, r"\scriptsize", "2pt"), (8, r"\footnotesize", "3pt"), (0, r"\small", "5pt"))
+#: The line of a plain article, in points.
+_LINE = 345.0
+#: Lines of a header up to this many characters are not broken.
+_SHORT = 6
+
+
+@dataclass(frozen=True)
+class _Size:
+    """A type size: its command, the points between two columns, and those that a character takes on average."""
+
+    command: str
+    gap: float
+    character: float
+
+    def width(self, characters: Sequence[int]) -> float:
+        """The width of a table whose columns have these widest lines, in points."""
+        return sum(n * self.character + self.gap for n in characters)
+
+
+_SIZES = (_Size(r"\small", 10, 4.6), _Size(r"\footnotesize", 6, 4.2), _Size(r"\scriptsize", 4, 3.7))
+#: For a table that is too wide even so: its headers and second lines are smaller still.
+_NARROW = _Size(r"\scriptsize", 3, 3.7)
 
 
 def _character(character: str) -> str:
@@ -104,41 +127,115 @@ def escape(text: str) -> str:
     return re.sub("-(?=-)", "-{}", escaped)
 
 
-def _stacked(header: str, text: bool) -> str:
-    """A header with its words one below the other, or it would be wider than the figures under it."""
-    words = [escape(word) for word in header.split()]
-    lines = r" \\ ".join(words)
-    return lines if len(words) == 1 else rf"\shortstack[{'l' if text else 'r'}]{{{lines}}}"
+def _lines(text: str, *, narrow: bool) -> list[str]:
+    """A header in lines of about its longest word, or it would be wider than the figures under it."""
+    words = re.sub(r"(?<=\w{2}-)(?=\w{4})" if narrow else "$^", " ", text).split()
+    longest = max(map(len, words), default=0)
+    lines: list[str] = []
+    for word in words:
+        if lines and len(lines[-1]) + 1 + len(word) <= max(longest, _SHORT):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
+
+
+def _cell_lines(text: str, *, narrow: bool) -> list[str]:
+    """A figure with its spread, or an interval, in two lines where a table is too wide for one."""
+    return re.sub(r" (?:(±) |(to ))", r"\n\1\2", text).split("\n") if narrow else [text]
+
+
+def _header(text: str, *, narrow: bool, flush: str) -> str:
+    lines = [escape(line) for line in _lines(text, narrow=narrow)]
+    shown = r" \\ ".join(rf"\tiny {line}" if narrow else line for line in lines)
+    return rf"\shortstack[{flush}]{{{shown}}}" if len(lines) > 1 else f"{{{shown}}}" if narrow else shown
+
+
+def _figures(text: str, *, narrow: bool, flush: str) -> str:
+    first, *more = [escape(line) for line in _cell_lines(text, narrow=narrow)]
+    # Not a \shortstack, whose last line would stand beside the cells of one line.
+    lines = r" \\ ".join([first, *(rf"\tiny {line}" for line in more)])
+    return rf"\begin{{tabular}}[t]{{@{{}}{flush}@{{}}}}{lines}\end{{tabular}}" if more else first
+
+
+def _widths(grid: Grid, *, narrow: bool) -> list[int]:
+    """The characters of the widest line of each column; running text can be as narrow as its longest word."""
+    widths = []
+    for j, header in enumerate(grid.headers):
+        lines = _lines(header, narrow=narrow)
+        for row in grid.rows:
+            lines += row[j].split() if j in grid.prose else _cell_lines(row[j], narrow=narrow)
+        widths.append(max(map(len, lines), default=0))
+    return widths
+
+
+def _columns(grid: Grid, size: _Size, widths: list[int]) -> list[str]:
+    """The type of each column; running text shares what the figures leave of the line."""
+    rest = max(_LINE - size.width(widths), 0)
+    # In proportion to the longest text, so that all texts of a row take about as many lines.
+    wish = {j: max(len(row[j]) for row in grid.rows) for j in grid.prose if grid.rows}
+    types = []
+    for j, width in enumerate(widths):
+        if j in wish:
+            share = rest * wish[j] / sum(wish.values())
+            types.append(rf"p{{{(width * size.character + share) / _LINE:.3f}\linewidth}}")
+        else:
+            types.append("l" if j < grid.n_text else "r")
+    return types
 
 
 def to_latex(grid: Grid, *, label: str) -> str:
     """A ``table`` environment with caption and the label ``tab:LABEL``."""
-
-    def cell(row: int, column: int, text: str) -> str:
-        escaped = escape(text)
-        return rf"\textbf{{{escaped}}}" if (row, column) in grid.marks else escaped
-
     n_columns = len(grid.headers)
-    columns = "l" * grid.n_text + "r" * (n_columns - grid.n_text)
-    size, gap = next((size, gap) for least, size, gap in _SIZES if n_columns >= least)
+    widths = _widths(grid, narrow=False)
+    # A table of text is set small, so that its lines hold more than a word or two.
+    sizes = _SIZES[-1:] if grid.prose else _SIZES
+    size = next((size for size in sizes if size.width(widths) <= _LINE), _NARROW)
+    narrow = size is _NARROW
+    columns = _columns(grid, size, _widths(grid, narrow=narrow))
+    # \raggedright, which suits narrow lines, makes \\ end a line of the text and not the row.
+    end = r"\tabularnewline" if grid.prose else r"\\[1.5pt]" if narrow else r"\\"
+    # LaTeX numbers its tables itself.
+    title = re.sub(r"^Table \d+: (.)", lambda found: found[1].upper(), grid.title)
+
+    def flush(column: int) -> str:
+        return "l" if column < grid.n_text else "r"
+
+    def cell(row: int, column: int) -> str:
+        text = grid.rows[row][column]
+        if column in grid.prose:
+            shown = rf"\raggedright {escape(text)}"
+        else:
+            shown = _figures(text, narrow=narrow, flush=flush(column))
+        return rf"\textbf{{{shown}}}" if (row, column) in grid.marks else shown
+
+    headers = [_header(text, narrow=narrow, flush=flush(j)) for j, text in enumerate(grid.headers)]
+    tabular = [
+        rf"\begin{{tabular}}{{{''.join(columns)}}}",
+        r"  \toprule",
+        f"  {' & '.join(headers)} {end}",
+        r"  \midrule",
+    ]
+    for i in range(len(grid.rows)):
+        if i in grid.rules:
+            tabular.append(r"  \midrule")
+        tabular.append(f"  {' & '.join(cell(i, j) for j in range(n_columns))} {end}")
+    tabular += [r"  \bottomrule", r"\end{tabular}"]
+    if narrow:
+        # What is still too wide sticks out on both sides alike.
+        tabular = [r"\makebox[\linewidth][c]{%", *tabular, "}"]
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escape(grid.title)}. {escape(grid.caption)}}}",
+        rf"  \caption{{{escape(title)}. {escape(grid.caption)}}}",
         rf"  \label{{tab:{label}}}",
         # Classes differ in the space they leave below a caption that stands above; most leave none.
         r"  \vspace{4pt}",
-        rf"  {size}",
-        rf"  \setlength{{\tabcolsep}}{{{gap}}}",
-        rf"  \begin{{tabular}}{{{columns}}}",
-        r"    \toprule",
-        "    " + " & ".join(_stacked(header, j < grid.n_text) for j, header in enumerate(grid.headers)) + r" \\",
-        r"    \midrule",
+        rf"  {size.command}",
+        # The space on one side of a column.
+        rf"  \setlength{{\tabcolsep}}{{{size.gap / 2:g}pt}}",
+        *(f"  {line}" for line in tabular),
+        r"\end{table}",
     ]
-    for i, row in enumerate(grid.rows):
-        if i in grid.rules:
-            lines.append(r"    \midrule")
-        lines.append("    " + " & ".join(cell(i, j, text) for j, text in enumerate(row)) + r" \\")
-    lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"

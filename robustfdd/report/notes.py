@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from robustfdd.report.agreement import TOLERANCE_POINTS, Agreement
 from robustfdd.report.results import Results
@@ -83,6 +83,79 @@ def _gaps(results: Results) -> list[Note]:
     return found
 
 
+def _random_forwards(results: Results) -> list[Note]:
+    found = []
+    titles = {method.label: method.title for method in results.study.methods}
+    unsteady = [titles[label] for label in results.unsteady_methods()]
+    if unsteady:
+        found.append(
+            Note(
+                "warning",
+                f"Random forward pass: {', '.join(unsteady)}",
+                "Predictions on clean images differ between units, although the forward pass is recorded as "
+                "deterministic. An attack that takes one gradient of such a model sees noise, so its robust accuracy "
+                "is an upper bound.",
+            )
+        )
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for label, numbers in results.eot_samples().items():
+        groups.setdefault(numbers, []).append(titles[label])
+    for numbers, members in groups.items():
+        title = f"Random forward pass: {', '.join(members)}"
+        if numbers[0] < 2:
+            text = (
+                "Forward passes are random at test time, and the attacks took the gradient of one pass. To an attack "
+                "such a gradient is noise, so robust accuracy is an upper bound: average many passes (expectation over "
+                "transformation, EOT)."
+            )
+            found.append(Note("warning", title, text))
+        else:
+            passes = " or ".join(map(str, numbers))
+            text = (
+                f"Forward passes are random at test time. Every gradient of the attacks is the mean over {passes} "
+                "passes (expectation over transformation, EOT); with more of them an attack may still find more."
+            )
+            found.append(Note("info", title, text))
+    return found
+
+
+def _parts(parts: Sequence[Mapping[str, Any]]) -> list[Note]:
+    """What differs between runs that stand in one report without making them two studies."""
+    found = []
+    names = [str(part["name"]) for part in parts]
+
+    def different(key: str) -> list[str]:
+        """The entries below a key that are not the same in all parts, each with its values."""
+        tables = [part.get(key) or {} for part in parts]
+        entries = list(dict.fromkeys(entry for table in tables for entry in table))
+        lines = []
+        for entry in entries:
+            values = [table.get(entry) for table in tables]
+            if any(value != values[0] for value in values):
+                lines.append(f"{entry}: " + ", ".join(f"{v} in {n}" for v, n in zip(values, names, strict=True)))
+        return lines
+
+    versions = different("versions")
+    if versions:
+        found.append(
+            Note(
+                "warning",
+                "The runs were made with different versions",
+                "; ".join(versions) + ". A difference between methods or seeds may come from these.",
+            )
+        )
+    machines = different("hardware")
+    if machines:
+        found.append(
+            Note(
+                "info",
+                "The runs were made on different machines",
+                "; ".join(machines) + ". Times do not compare across them.",
+            )
+        )
+    return found
+
+
 def _limits(results: Results) -> list[Note]:
     study, manifest = results.study, results.run.manifest
     found = []
@@ -108,7 +181,7 @@ def _limits(results: Results) -> list[Note]:
                 f"±{half_width(images[0]):.1f} points at worst (binomial 95 % interval, Wilson).",
             )
         )
-    if len(study.seeds) == 1 and study.seeds != (-1,):
+    if len(study.trained_seeds) == 1:
         found.append(
             Note(
                 "info",
@@ -126,11 +199,14 @@ def _limits(results: Results) -> list[Note]:
                 "Overridden on the command line: " + ", ".join(map(str, overrides)) + ".",
             )
         )
-    git = manifest.get("git") or {}
-    if git.get("dirty"):
+    states = [part.get("git") or {} for part in manifest.get("parts") or [manifest]]
+    dirty = dict.fromkeys(str(state.get("commit")) for state in states if state.get("dirty"))
+    if dirty:
         found.append(
             Note(
-                "info", "Uncommitted code", f"The code differs from commit {git.get('commit')}, which is the one noted."
+                "info",
+                "Uncommitted code",
+                f"The code differs from commit {' and '.join(dirty)}, which is the one noted.",
             )
         )
     return found
@@ -143,22 +219,12 @@ def notes(results: Results, agreements: Sequence[Agreement]) -> list[Note]:
         results: the run.
         agreements: the comparison of its engines.
     """
-    found = _disagreements(agreements) + _gaps(results)
-    unsteady = results.unsteady_methods()
-    declared = [method.label for method in results.study.methods if method.random_forward]
-    if unsteady or declared:
-        titles = ", ".join(m.title for m in results.study.methods if m.label in {*unsteady, *declared})
-        cause = (
-            "Their predictions on clean images differ between units"
-            if unsteady
-            else "Their settings keep dropout on at test time"
-        )
-        found.append(
-            Note(
-                "warning",
-                f"Random forward pass: {titles}",
-                f"{cause}. An attack that takes one gradient of such a model sees noise, so its robust accuracy is "
-                "an upper bound unless gradients were averaged over many passes (expectation over transformation).",
-            )
-        )
-    return found + _limits(results)
+    parts = results.run.manifest.get("parts") or []
+    found = [
+        *_disagreements(agreements),
+        *_gaps(results),
+        *_random_forwards(results),
+        *_parts(parts),
+        *_limits(results),
+    ]
+    return sorted(found, key=lambda note: note.level != "warning")

@@ -20,32 +20,53 @@ from robustfdd.report.tables import count_text, seeds_text
 
 
 @dataclass(frozen=True)
-class Section:
-    """What the page shows of one run.
+class Exhibit:
+    """A table or figure that stands by itself, as the page shows it.
 
     Attributes:
-        anchor: the start of every id in it.
+        name: the stem of its files and the end of its id.
+        title: its heading.
+        caption: what a reader must know about it.
+        grid: the table; None for a figure.
+        png: the figure; None for a table.
+        files: the paths of its files, relative to the page.
+    """
+
+    name: str
+    title: str
+    caption: str
+    grid: Grid | None
+    png: bytes | None
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of a run.
+
+    Attributes:
         results: the run.
         notes: the banner.
         robust: one grid a norm.
         survival: one grid a norm.
-        clean: clean accuracy, or None without training records.
+        exhibits: the paper's tables and figures that the run has the records for.
         agreement: the summary and the cell-by-cell grid, or None.
         interactive: the Plotly figure, or None without records.
         overview: the PNG of all panels, or None without records.
+        trained: time and size of the models, or None without training records.
         training: the PNG of the training curves, or None.
         files: the paths of the files, relative to the page, by kind.
     """
 
-    anchor: str
     results: Results
     notes: Sequence[Note]
     robust: Sequence[Grid]
     survival: Sequence[Grid]
-    clean: Grid | None
+    exhibits: Sequence[Exhibit]
     agreement: tuple[Grid, Grid] | None
     interactive: Mapping[str, Any] | None
     overview: bytes | None
+    trained: Grid | None
     training: bytes | None
     files: Mapping[str, Sequence[str]]
 
@@ -55,6 +76,7 @@ class Section:
         study = self.results.study
         images = self.results.counts("n_images")
         meaning = PROTOCOL_MEANINGS.get(study.protocol)
+        parts = self.results.run.manifest.get("parts") or [self.results.run.manifest]
         return [
             ("Data set", study.dataset),
             ("Test images attacked", count_text(images) if images else GAP),
@@ -63,7 +85,7 @@ class Section:
             ("Engines", ", ".join([f"{study.engine} (tables and curves)", *study.engines[1:]])),
             ("Protocol", study.protocol + (f": {meaning}" if meaning else "")),
             ("Training", seeds_text(study.seeds)),
-            ("Run started", str(self.results.run.manifest.get("created") or GAP)),
+            ("Run started", ", ".join(str(run.get("created") or GAP) for run in parts)),
         ]
 
     @property
@@ -119,6 +141,11 @@ class Section:
         ):
             if manifest.get(key):
                 groups.append((title, flatten(manifest[key])))
+        for part in manifest.get("parts") or []:
+            own = {key: value for key, value in part.items() if key not in ("name", "overrides", "model")}
+            # What is the same for all parts stands once, above.
+            rest = {key: value for key, value in own.items() if not (key in manifest and value == manifest[key])}
+            groups.append((f"Run {part['name']}", flatten(rest)))
         run = {key: manifest[key] for key in ("command", "created", "eps_scale", "format") if key in manifest}
         groups.append(("Run", flatten(run)))
         hashes = [
@@ -144,8 +171,9 @@ def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _in_one_line(settings: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in settings.items() if key != "title"}
-    return "; ".join(f"{key} = {value}" for key, value in flatten(rest))
+    rest = {key: value for key, value in settings.items() if key not in ("title", "variant")}
+    source = (settings.get("variant") or {}).get("source")
+    return "; ".join(f"{key} = {value}" for key, value in flatten({**rest, **({"source": source} if source else {})}))
 
 
 def _value(value: Any) -> str:
@@ -155,7 +183,7 @@ def _value(value: Any) -> str:
     return "not set" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def render_page(title: str, sections: Sequence[Section]) -> str:
+def render_page(section: Section) -> str:
     """The report as one HTML page.
 
     Everything it shows is inside: the style, the figures and, once, plotly.js. Text from the records is escaped.
@@ -170,5 +198,5 @@ def render_page(title: str, sections: Sequence[Section]) -> str:
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     environment.filters["norm_title"] = norm_title
     template = environment.get_template("page.html.j2")
-    interactive = any(section.interactive is not None for section in sections)
-    return template.render(title=title, sections=sections, plotlyjs=get_plotlyjs() if interactive else None)
+    plotlyjs = get_plotlyjs() if section.interactive is not None else None
+    return template.render(section=section, plotlyjs=plotlyjs)

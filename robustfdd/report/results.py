@@ -133,10 +133,11 @@ class Results:
         return frame
 
     def unsteady_methods(self) -> list[str]:
-        """Methods one of whose models predicted one clean image differently in two units.
+        """Methods recorded as deterministic one of whose models predicted one clean image differently in two units.
 
         Predictions at epsilon = 0 depend on the model alone, so a difference means a random forward pass.
         """
+        declared = self.eot_samples()
         first: dict[tuple[str, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
         unsteady = set()
         for place, seeds in self.places.items():
@@ -147,7 +148,27 @@ class Results:
                 _, here, there = np.intersect1d(index, known_index, assume_unique=True, return_indices=True)
                 if (prediction[here] != known[there]).any():
                     unsteady.add(place.method)
-        return [method.label for method in self.study.methods if method.label in unsteady]
+        return [
+            method.label for method in self.study.methods if method.label in unsteady and method.label not in declared
+        ]
+
+    def eot_samples(self) -> dict[str, tuple[int, ...]]:
+        """How many passes each method with a declared random forward was attacked with, for one gradient.
+
+        Returns:
+            By label, in the order of the study, the different numbers in its records, ascending; that of the plan
+            where there are no records yet.
+        """
+        column = self.run.cells["eot_samples"]
+        recorded: dict[str, set[int]] = {}
+        for place, seeds in self.places.items():
+            for row in seeds.values():
+                recorded.setdefault(place.method, set()).add(int(column.loc[row]))
+        numbers = {
+            method.label: tuple(sorted(recorded.get(method.label, {method.eot_samples}) - {0}))
+            for method in self.study.methods
+        }
+        return {label: found for label, found in numbers.items() if found}
 
     def identical_methods(self) -> list[list[str]]:
         """Groups of methods whose trained weights are the same and which predicted every image alike.

@@ -22,9 +22,6 @@ PROTOCOL_MEANINGS = {
     "paper": "each ε by itself, last iterate, no worst case",
 }
 
-#: Dropouts whose forward pass is random at test time by design.
-_RANDOM_AT_TEST = frozenset({"sap"})
-
 
 def norm_title(norm: str) -> str:
     """The norm as a reader knows it; an unknown one as it stands."""
@@ -96,11 +93,19 @@ class Method:
     settings: Mapping[str, Any]
 
     @property
-    def random_forward(self) -> bool:
-        """Whether its settings say that two evaluations of one image differ."""
-        options = self.settings.get("options") or {}
-        active = options.get("active")
-        return active == "always" or (active is None and self.settings.get("dropout") in _RANDOM_AT_TEST)
+    def dropout(self) -> str | None:
+        """The name of its dropout; None for a model that is not this package's."""
+        return self.settings.get("dropout")
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The options of its dropout."""
+        return self.settings.get("options") or {}
+
+    @property
+    def eot_samples(self) -> int:
+        """How many passes the plan averages for one gradient; above 0 only for a random forward pass."""
+        return int(self.settings.get("eot_samples") or 0)
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,11 @@ class Study:
     norms: tuple[str, ...]
     units: tuple[Unit, ...]
     seeds: tuple[int, ...]
+
+    @property
+    def trained_seeds(self) -> tuple[int, ...]:
+        """The training seeds without the -1 of models that were not trained here."""
+        return tuple(seed for seed in self.seeds if seed >= 0)
 
     @property
     def engine(self) -> str:

@@ -12,10 +12,14 @@ import numpy as np
 from robustfdd.report.study import ZERO, Epsilon, EpsUnit, unit_titles
 
 # The palette of Okabe and Ito (2008), safe for the common colour blindnesses, without its yellow, which is too
-# light for a line on white.
-_COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
+# light for a line on white; then four colours of Tol's "muted" scheme (2021) for those who have more methods.
+_COLOURS = (
+    *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"),
+    *("#882255", "#999933", "#332288", "#999999"),
+)
 # Marker and line style differ too, so a figure printed in grey still tells its lines apart. The first name of a
-# pair is Matplotlib's, the second Plotly's. The lengths 7, 11 and 4 have no common factor: styles repeat after 308.
+# pair is Matplotlib's, the second Plotly's. There are as many markers as colours, and the number of lines has no
+# factor in common with them: styles repeat after 44.
 _MARKERS = (
     ("o", "circle"),
     ("s", "square"),

@@ -1,11 +1,11 @@
-"""The tables of figures: accuracy under attack (the shape of the paper's Table 3), and clean accuracy (Table 2)."""
+"""The tables of accuracy under attack, in the layout of Table 3 of Ke et al. (2020), and what all tables share."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,9 @@ from robustfdd.report.study import PROTOCOL_MEANINGS, ZERO, Epsilon, EpsUnit, Me
 
 #: How many values of a row are marked as the best.
 BEST = 3
+
+#: What the caption of the table in L-infinity says of its form.
+LAYOUT = "Layout: Table 3 of Ke et al. (2020)."
 
 _TITLES: dict[Metric, str] = {
     "robust_accuracy": "Robust accuracy (%)",
@@ -46,11 +49,11 @@ class Entry:
         return 0 < self.n_seeds < self.n_planned
 
     def text(self, decimals: int) -> str:
-        """The entry as it is shown; a dagger says that planned seeds are missing."""
+        """The entry as it is shown; a double dagger says that planned seeds are missing."""
         if self.mean is None:
             return GAP
         spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
-        return f"{self.mean:.{decimals}f}{spread}{'†' if self.incomplete else ''}"
+        return f"{self.mean:.{decimals}f}{spread}{'‡' if self.incomplete else ''}"
 
 
 @dataclass(frozen=True)
@@ -158,21 +161,22 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def best(values: Sequence[float | None], decimals: int) -> list[int]:
-    """The positions of the best three values of a row, all that tie with the third included.
+def best(values: Sequence[float | None], decimals: int, n: int = BEST) -> list[int]:
+    """The positions of the best n values of a row, all that tie with the last of them included.
 
-    Values are compared as they are shown, so that of two equal figures never only one is marked. Of three values
+    Values are compared as they are shown, so that of two equal figures never only one is marked. Of n values
     or fewer the last is left out, or the mark would say nothing; nothing is marked where all are equal; and 0 is
     nobody's best.
 
     Args:
         values: percentages, None for a gap.
         decimals: how many decimals are shown.
+        n: how many are marked.
     """
     shown = {i: round(value, decimals) for i, value in enumerate(values) if value is not None}
     if len(set(shown.values())) < 2:
         return []
-    threshold = sorted(shown.values(), reverse=True)[min(BEST, len(shown) - 1) - 1]
+    threshold = sorted(shown.values(), reverse=True)[min(n, len(shown) - 1) - 1]
     return [i for i, value in shown.items() if value >= threshold and value > 0]
 
 
@@ -237,10 +241,12 @@ def count_text(counts: tuple[int, int]) -> str:
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
-    """The training seeds in words."""
-    if list(seeds) == [-1]:
-        return "a model that was not trained here"
-    return ("seed " if len(seeds) == 1 else "seeds ") + ", ".join(map(str, seeds))
+    """The training seeds in words; -1 is that of models that were not trained here."""
+    trained = [seed for seed in seeds if seed >= 0]
+    texts = [("seed " if len(trained) == 1 else "seeds ") + ", ".join(map(str, trained))] if trained else []
+    if len(trained) < len(seeds):
+        texts.append("a model that was not trained here")
+    return "; ".join(texts)
 
 
 def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> str:
@@ -259,7 +265,7 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
             f"over the images attacked, that is those classified correctly before: {count_text(attacked)} of "
             f"{count_text(images)} test images, depending on the model"
         )
-    spread = "mean ± sample standard deviation over " if len(study.seeds) > 1 else ""
+    spread = "mean ± sample standard deviation over " if len(study.trained_seeds) > 1 else ""
     sentences = [f"{study.dataset}; {over}; {setting}; {spread}{seeds_text(study.seeds)}."]
     if smallest:
         sentences.append(
@@ -269,94 +275,8 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
     if len(study.methods) > 1:
         n_marked = min(BEST, len(study.methods) - 1)
         sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
+    if metric == "robust_accuracy" and norm == "linf":
+        sentences.append(LAYOUT)
     if incomplete:
-        sentences.append("† Some of the planned seeds are missing.")
+        sentences.append("‡ Some of the planned seeds are missing.")
     return " ".join(sentences)
-
-
-@dataclass(frozen=True)
-class CleanRow:
-    """One method before any attack, over all test images and training seeds."""
-
-    method: Method
-    accuracy: Entry
-    n_test: int | None
-    seconds: tuple[float, ...]
-    parameters: int | None
-
-
-@dataclass(frozen=True)
-class CleanTable:
-    """Clean accuracy over all test images, from the training records."""
-
-    rows: tuple[CleanRow, ...]
-    caption: str
-
-    @property
-    def grid(self) -> Grid:
-        """The table as it is shown."""
-        counts = [row.n_test for row in self.rows if row.n_test]
-        decimals = shown_decimals(max(counts, default=0))
-        return Grid(
-            name="clean-accuracy",
-            title="Clean accuracy (%)",
-            caption=self.caption,
-            headers=("Method", "Clean accuracy", "Test images", "Training time (s)", "Parameters"),
-            rows=tuple(
-                (
-                    row.method.title,
-                    row.accuracy.text(decimals),
-                    f"{row.n_test:,}" if row.n_test else GAP,
-                    f"{float(np.mean(row.seconds)):,.1f}" if row.seconds else GAP,
-                    f"{row.parameters:,}" if row.parameters else GAP,
-                )
-                for row in self.rows
-            ),
-            n_text=1,
-        )
-
-
-def clean_table(results: Results) -> CleanTable:
-    """Clean accuracy, training time and size of every method of the study."""
-    study = results.study
-    rows = []
-    for method in study.methods:
-        models = [model for model in results.run.models if model.get("method") == method.label]
-        planned = {unit.seed for unit in study.units if unit.method == method.label}
-        rows.append(
-            CleanRow(
-                method=method,
-                accuracy=aggregate(
-                    [model["clean_accuracy"] for model in models if model.get("clean_accuracy") is not None],
-                    len(planned),
-                ),
-                n_test=next((model["n_test"] for model in models if model.get("n_test")), None),
-                seconds=tuple(model["seconds"] for model in models if model.get("seconds") is not None),
-                parameters=next((model["parameters"] for model in models if model.get("parameters")), None),
-            )
-        )
-    spread = "mean ± sample standard deviation over " if len(study.seeds) > 1 else ""
-    caption = f"{study.dataset}, all test images, before any attack; {spread}{seeds_text(study.seeds)}."
-    counts = [row.n_test for row in rows if row.n_test]
-    if counts:
-        caption += (
-            f" With this many images a figure is known to within ±{half_width(min(counts)):.1f} points at worst "
-            "(binomial 95 % interval, Wilson)."
-        )
-    if any(len(row.seconds) > 1 for row in rows):
-        caption += " Training time is the mean over seeds."
-    if any(row.accuracy.incomplete for row in rows):
-        caption += " † Some of the planned seeds are missing."
-    return CleanTable(tuple(rows), caption)
-
-
-def clean_frame(results: Results) -> pd.DataFrame:
-    """The training records as data, one row a model, in the order of the study."""
-    columns = ["method", "seed", "clean_accuracy", "n_test", "seconds", "parameters", "checkpoint", "sha256"]
-    order = {method.label: i for i, method in enumerate(results.study.methods)}
-    models = [model for model in results.run.models if model.get("method") in order]
-    models.sort(key=lambda model: (order[cast("str", model["method"])], model.get("seed", -1)))
-    frame: pd.DataFrame = pd.DataFrame.from_records(
-        [{column: model.get(column) for column in columns} for model in models], columns=columns
-    )
-    return frame

@@ -2,66 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
 import pandas as pd
 
-from robustfdd.errors import ConfigurationError
 from robustfdd.records import Run, load_run, write_atomically, write_text
 from robustfdd.report.agreement import agreement_frame, compare_engines, detail_grid, summary_grid
+from robustfdd.report.artefact import Artefact
+from robustfdd.report.artefacts import all_artefacts
+from robustfdd.report.combine import combine
 from robustfdd.report.curves import interactive_figure, panels
 from robustfdd.report.figures import draw_overview, draw_panel, draw_training
 from robustfdd.report.grid import Grid, to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.notes import notes
-from robustfdd.report.page import Section, render_page
+from robustfdd.report.page import Exhibit, Section, render_page
 from robustfdd.report.results import sort_results
-from robustfdd.report.study import read_study, unique_stems
-from robustfdd.report.tables import clean_frame, clean_table, main_tables
+from robustfdd.report.study import unique_stems
+from robustfdd.report.tables import main_tables
+from robustfdd.report.training import training_frame, training_grid
 
 _TABLES, _FIGURES = "tables", "figures"
 
 
 class _Files:
-    """Writes the files of one run under ``out`` and notes their paths for the page."""
+    """Writes the files of a report under ``out`` and notes their paths for the page."""
 
-    def __init__(self, out: Path, prefix: str) -> None:
-        self._out, self._prefix = out, prefix
+    def __init__(self, out: Path) -> None:
+        self._out = out
         self.paths: dict[str, list[str]] = {_TABLES: [], _FIGURES: []}
 
     def _path(self, kind: str, name: str) -> Path:
-        self.paths[kind].append(f"{kind}/{self._prefix}{name}")
-        return self._out / kind / f"{self._prefix}{name}"
+        path = f"{kind}/{name}"
+        if path in self.paths[kind]:
+            raise ValueError(f"two tables or figures of the report are named {name}")
+        self.paths[kind].append(path)
+        return self._out / path
 
     def table(self, grid: Grid, frame: pd.DataFrame, *, appendix: str = "") -> None:
         """Write a table as CSV (the data), Markdown (followed by ``appendix``) and LaTeX."""
         self.csv(grid.name, frame)
         write_text(self._path(_TABLES, f"{grid.name}.md"), to_markdown(grid) + appendix)
-        write_text(self._path(_TABLES, f"{grid.name}.tex"), to_latex(grid, label=f"{self._prefix}{grid.name}"))
+        write_text(self._path(_TABLES, f"{grid.name}.tex"), to_latex(grid, label=grid.name))
 
     def csv(self, name: str, frame: pd.DataFrame) -> None:
+        """Write data as CSV."""
         write_text(self._path(_TABLES, f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n"))
 
-    def figure(self, name: str, files: dict[str, bytes]) -> bytes:
+    def figure(self, name: str, files: Mapping[str, bytes]) -> bytes:
         """Write a figure in all its forms, and give back the PNG."""
         for extension, content in files.items():
             write_atomically(self._path(_FIGURES, f"{name}.{extension}"), partial(Path.write_bytes, data=content))
         return files["png"]
 
+    def artefact(self, artefact: Artefact) -> Exhibit:
+        """Write an artefact in all its forms, and give back what the page shows of it."""
+        before = {kind: len(paths) for kind, paths in self.paths.items()}
+        grid = artefact.grid
+        if grid is None:
+            self.csv(artefact.name, artefact.frame)
+        else:
+            grid = replace(grid, name=artefact.name, title=artefact.title, caption=artefact.caption)
+            self.table(grid, artefact.frame)
+        png = None if artefact.figure is None else self.figure(artefact.name, artefact.figure)
+        links = tuple(path for kind, paths in self.paths.items() for path in paths[before[kind] :])
+        return Exhibit(artefact.name, artefact.title, artefact.caption, grid, png, links)
 
-def _write_run(run: Run, out: Path, prefix: str, anchor: str) -> Section:
+
+def _write_files(run: Run, out: Path) -> Section:
     results = sort_results(run)
-    files = _Files(out, prefix)
+    files = _Files(out)
     robust, survival = main_tables(results, "robust_accuracy"), main_tables(results, "survival_rate")
     for table in (*robust, *survival):
         files.table(table.grid, table.frame())
     files.csv("results", results.long_table())
-    clean = clean_table(results).grid if run.models else None
-    if clean:
-        files.table(clean, clean_frame(results))
+    trained = training_grid(results) if run.models else None
+    if trained:
+        files.table(trained, training_frame(results))
     agreements = compare_engines(results)
     agreement = (summary_grid(agreements), detail_grid(agreements, results.study.eps_unit)) if agreements else None
     if agreement:
@@ -77,18 +98,18 @@ def _write_run(run: Run, out: Path, prefix: str, anchor: str) -> Section:
         for stem, panel in zip(stems, found, strict=True):
             files.figure(stem, draw_panel(panel))
         decimals = max(table.decimals for table in robust)
-        interactive = interactive_figure(found, seeds=len(results.study.seeds), decimals=decimals)
+        interactive = interactive_figure(found, seeds=len(results.study.trained_seeds), decimals=decimals)
     training = draw_training(results)
     return Section(
-        anchor=anchor,
         results=results,
         notes=notes(results, agreements),
         robust=[table.grid for table in robust],
         survival=[table.grid for table in survival],
-        clean=clean,
+        exhibits=[files.artefact(artefact) for artefact in all_artefacts(results)],
         agreement=agreement,
         interactive=interactive,
         overview=overview,
+        trained=trained,
         training=files.figure("training", training) if training else None,
         files=files.paths,
     )
@@ -97,11 +118,11 @@ def _write_run(run: Run, out: Path, prefix: str, anchor: str) -> Section:
 def write_report(
     run_dirs: str | PathLike[str] | Sequence[str | PathLike[str]], *, out: str | PathLike[str] | None = None
 ) -> Path:
-    """Write the report of one run, or of several in one.
+    """Write the report of a run, or of several that belong together as if they were one.
 
     Args:
-        run_dirs: one run directory or several. With several, each has its section on the page, and the names of its
-            files start with that of its study.
+        run_dirs: one run directory or several: the seeds, methods or attacks of a study that were run apart; see
+            :func:`robustfdd.report.combine.combine`.
         out: the folder to write to; by default ``report`` in the first run directory. Files of an earlier report are
             replaced.
 
@@ -110,19 +131,12 @@ def write_report(
 
     Raises:
         ConfigurationError: ``run_dirs`` is empty.
-        RunDirectoryError: one is no run directory, or it is damaged.
+        RunDirectoryError: one is no run directory, it is damaged, or two of them do not belong together; the message
+            names them and what differs.
     """
     paths = [Path(run_dirs)] if isinstance(run_dirs, (str, PathLike)) else [Path(path) for path in run_dirs]
-    if not paths:
-        raise ConfigurationError("a report needs at least one run directory")
+    run = combine([load_run(path) for path in paths])
     folder = paths[0] / "report" if out is None else Path(out)
-    runs = [load_run(path) for path in paths]
-    stems = unique_stems([read_study(run.manifest, run.path / "manifest.json").name for run in runs])
-    sections = [
-        _write_run(run, folder, f"{stem}-" if len(runs) > 1 else "", f"run-{i}")
-        for i, (run, stem) in enumerate(zip(runs, stems, strict=True), start=1)
-    ]
     index = folder / "index.html"
-    titles = dict.fromkeys(section.results.study.title for section in sections)
-    write_text(index, render_page(", ".join(titles), sections))
+    write_text(index, render_page(_write_files(run, folder)))
     return index

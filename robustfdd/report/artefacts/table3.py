@@ -1,0 +1,40 @@
+"""Table 3: accuracy under attack in L-infinity at the published radii, out of a study that has more of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from robustfdd import published
+from robustfdd.report.artefact import Artefact
+from robustfdd.report.matching import run_dataset, same_balls
+from robustfdd.report.results import Results
+from robustfdd.report.tables import LAYOUT, main_tables
+
+ORDER = 30
+
+_PLACE = "table3"
+_NORM = "linf"
+
+
+def build(results: Results) -> list[Artefact]:
+    """The rows of the main table whose attack and radius are published for the data set of the run.
+
+    None where no figures are published for it, where the run has none of their radii, and where it has no others: the
+    main table then is this one.
+    """
+    paper = published.load()
+    dataset = run_dataset(results)
+    radii = {(cell.attack, published.eps_key(cell.eps_normalized)) for cell in paper.cells_of(dataset, _PLACE)}
+    tables = [table for table in main_tables(results) if table.norm == _NORM]
+    if not tables or not same_balls(results, paper, dataset):
+        return []
+    (table,) = tables
+    rows = tuple(
+        row for row in table.rows if row.eps is None or (row.attack, published.eps_key(row.eps.normalized)) in radii
+    )
+    compact = replace(table, rows=rows)
+    if len(rows) in (1, len(table.rows)) or not any(entry.mean is not None for row in rows for entry in row.entries):
+        return []
+    title = f"Table 3: {compact.grid.title[0].lower()}{compact.grid.title[1:]}, at the published ε"
+    caption = table.caption.replace(LAYOUT, f"Attacks, radii and layout: {LAYOUT.partition(': ')[2]}")
+    return [Artefact("table3-robust-accuracy", title, caption, compact.frame(), compact.grid)]
