@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ModelContractError
+from robustfdd.randomness import GlobalRandomness
 
 #: Two forward passes of a deterministic model on the same batch differ by no more than this, relative to the largest
 #: logit. Threads may sum in another order; a mask drawn at random changes logits by far more.
@@ -109,8 +110,10 @@ class ExpectedPrediction(nn.Module):
     """A model with a random forward pass as a model of its mean prediction, for attacks on it.
 
     The logits of an image are the logarithm of its class probabilities, averaged over several passes with fresh
-    randomness; the gradient of their cross-entropy is that of the expected prediction (expectation over
-    transformation, Athalye, Engstrom, Ilyas & Kwok 2018, Synthesizing Robust Adversarial Examples, ICML).
+    randomness. So an attack climbs the cross-entropy of the expected prediction. Expectation over transformation as
+    Athalye, Carlini & Wagner 2018 (Obfuscated Gradients, ICML) use it against random defences averages the gradients
+    of the passes' own cross-entropies; the two differ in the weight of a pass, which here is in proportion to the
+    probability that it gives to the true class.
 
     Args:
         model: a classifier; it draws anew for every image of a batch.
@@ -121,6 +124,7 @@ class ExpectedPrediction(nn.Module):
         super().__init__()
         self.model = model
         self.n_samples = n_samples
+        self.training = model.training  # of this wrapper only: the modes inside are the model's own
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape (N, K) of images of shape (N, C, H, W)."""
@@ -148,7 +152,8 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
             gradient to them.
     """
     check_images(x)
-    with frozen(model), torch.no_grad():
+    # The passes of a model that is random in evaluation must not move the caller's random state.
+    with frozen(model), torch.no_grad(), GlobalRandomness(0):
         try:
             # Copies, lest a model that writes into its input be taken for a random one.
             first, second = model(x.clone()), model(x.clone())
@@ -203,7 +208,7 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
             "the batch size. Make it treat every image by itself in evaluation mode (for batch norm: keep running "
             "statistics)"
         )
-    with frozen(model), torch.inference_mode(False), torch.enable_grad():
+    with frozen(model), torch.inference_mode(False), torch.enable_grad(), GlobalRandomness(0):
         if not model(x.clone().requires_grad_()).requires_grad:
             raise ModelContractError(
                 "the model's logits have no gradient with respect to the image, so a gradient attack cannot move it. "

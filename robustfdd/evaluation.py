@@ -139,7 +139,7 @@ def run_evaluation(
         overrides: ``"dotted.key=value"`` changes to the study, kept in the manifest.
         only: labels of the methods to run; all when empty.
         data_root: where data sets lie or are downloaded to; see :func:`robustfdd.load_dataset`.
-        batch_size: images attacked at once; no result depends on it.
+        batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -313,7 +313,7 @@ def evaluate(
         eps_unit: the unit that the report names first.
         test_images: how many test images are attacked, chosen evenly over the classes; all when None.
         seed: of everything random in the attacks.
-        batch_size: images attacked at once; no result depends on it.
+        batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
         eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that an attack
             averages for one gradient, from 1.
         console: where to show progress; nowhere when None.

@@ -60,6 +60,7 @@ def _describe_method(method: Method) -> dict[str, Any]:
         "eot_samples": method.eot_samples or 0,
         "variant": {
             "title": spec.title,
+            "site": spec.site,
             "strategy": spec.strategy,
             "adaptive": spec.adaptive,
             "dynamic": spec.dynamic,

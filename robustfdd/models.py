@@ -138,7 +138,7 @@ class ResNet18(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """The pooled features, before any dropout on them; shape (N, 8 * width)."""
-        # Under autocast the maps come in half precision, too coarse for densities and for an average over positions.
+        # Under autocast the maps come in half precision, too coarse to take averages and principal components in.
         maps = self.feature_maps(x).to(self.classifier.weight.dtype)
         pooled: Tensor = self.map_dropout(maps).mean((2, 3))
         return pooled

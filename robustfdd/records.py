@@ -83,7 +83,8 @@ SCHEMA = pa.schema(
         # whose forward is deterministic in evaluation, which needs none.
         ("eot_samples", pa.int32()),
         # Robust accuracy of each of several repeated predictions of the same perturbed images, the recorded one first;
-        # empty for a deterministic forward, whose predictions repeat exactly.
+        # empty for a deterministic forward, whose predictions repeat exactly. Only what the recorded clean prediction
+        # had right is attacked and counted, so that above epsilon 0 an image must be right in two draws.
         ("repeated_accuracy", pa.list_(pa.float64())),
     ]
 )

@@ -165,8 +165,8 @@ class Recipe(Spec):
         weight_decay: L2 penalty on all parameters, as ``torch.optim.SGD`` applies it.
         augmentation: ``"none"``, ``"flip"``, ``"crop"`` or ``"crop-flip"``, done on the device.
         precision: ``"fp32"``, or ``"bf16"`` for convolutions and products in bfloat16 (autocast) while training, about
-            twice as fast where the hardware has it. Weights, densities and masks stay in single precision, and so does
-            everything that is measured afterwards.
+            twice as fast where the hardware has it. Weights stay in single precision, densities and masks are computed
+            in it from maps that were rounded, and everything that is measured afterwards is in it altogether.
     """
 
     epochs: Annotated[int, Field(ge=1)]

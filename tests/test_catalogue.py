@@ -17,7 +17,8 @@ from robustfdd.threat import Threat
 
 def test_what_comes_with_the_package_is_valid() -> None:
     assert set(attack_names()) >= {"fgsm", "bim", "pgd"}
-    assert set(study_names()) >= {"quickstart", "fashion-mnist", "cifar10", "cifar100", "svhn"}
+    expected = {"quickstart", "fashion-mnist", "fashion-mnist-slim", "cifar10", "cifar100", "svhn"}
+    assert set(study_names()) >= expected
     for name in attack_names():
         assert load_attack(name).name == name
     for name in study_names():
@@ -30,7 +31,9 @@ def test_what_comes_with_the_package_is_valid() -> None:
 @pytest.mark.parametrize("name", ["fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_full_size_studies_follow_the_paper(name: str) -> None:
     study = load_study(name)
-    assert [m.label for m in study.methods] == ["none", "original", "fdd-1d", "spatial", "fdd-2d", "fdd-3d"]
+    assert [m.label for m in study.methods] == list(DROPOUTS)  # all that the paper compares, and none twice
+    assert {m.label: m.eot_samples for m in study.methods if m.eot_samples} == {"sap": 8}
+    assert study.recipe.precision == "fp32"
     assert study.model.width * 8 == 512
     recipe = study.recipe
     assert (recipe.batch_size, recipe.learning_rate, recipe.schedule) == (64, 0.01, "cosine")
@@ -68,6 +71,8 @@ def write(tmp_path: Path, text: str, name: str = "mine.toml") -> Path:
         ("epochs = 3", "epoch = 3", ["unknown key 'recipe.epoch'", "learning_rate", "'recipe.epochs' is missing"]),
         ("epochs = 3", "epochs = 0", ["recipe.epochs", "greater than or equal to 1", "given: 0"]),
         ("epochs = 3", 'epochs = "three"', ["recipe.epochs", "integer", "given: 'three'"]),
+        ("epochs = 3", 'epochs = 3\nprecision = "fp16"', ["recipe.precision", "'fp32' or 'bf16'", "given: 'fp16'"]),
+        ('"none", {dropout', '{dropout = "sap", eot_samples = 0}, {dropout', ["methods.0.eot_samples", "given: 0"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [0, 0.8, 0.1]", ["attacks.0.eps", "strictly ascending"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [0.1, 0.1]", ["attacks.0.eps", "strictly ascending"]),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [-0.1, 0.1]", ["attacks.0.eps.linf.0", "greater than or equal to 0"]),

@@ -86,7 +86,7 @@ def test_other_machines_are_noted(tmp_path: Path) -> None:
     notes = {n.title: n for n in run_notes(combine([load(SEED_0, tmp_path / "a"), load(second, tmp_path / "b")]))}
     assert notes["The runs were made on different machines"].text.startswith("device: cpu in a, cuda in b. ")
     assert notes["The runs were made on different machines"].level == "info"
-    assert "commit c" in notes["Uncommitted code"].text
+    assert notes["Uncommitted code"].text.endswith("noted: c.")
 
 
 def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -34,10 +34,12 @@ from robustfdd.errors import ConfigurationError
 
 SIGMAS = 5
 #: Every layer that drops by independent draws, with another p than the default where that is 0.5, which a test could
-#: not tell from 1 - p.
+#: not tell from 1 - p. Those whose randomness is of another kind, or that learn, are in test_dropout_variants.py.
 LAYERS: dict[str, dict[str, Any]] = {
     "original": {"p": 0.3},
+    "biased": {"p_strong": 0.2, "p_weak": 0.7},
     "spatial": {"p": 0.3},
+    "crossmap": {"p": 0.3},
     "fdd-1d": {},
     "fdd-2d": {},
     "fdd-3d": {},
@@ -98,6 +100,21 @@ def test_always_drops_in_evaluation_as_in_training(name: str, rescale: str) -> N
 
 
 @EACH_LAYER
+@EACH_RESCALE
+def test_test_drops_in_evaluation_as_in_training_and_not_in_training(name: str, rescale: str) -> None:
+    x = example(name)
+    training = make(name, rescale=rescale, generator=seeded())(x)
+    layer = make(name, rescale=rescale, active="test", generator=seeded())
+    assert layer.training
+    assert layer(x) is x
+    assert not layer.dropping
+    layer.eval()
+    assert layer.dropping
+    assert layer.random_in_evaluation
+    assert torch.equal(layer(x), training)
+
+
+@EACH_LAYER
 def test_active_can_be_changed_on_a_trained_layer(name: str) -> None:
     x = example(name)
     layer = make(name, generator=seeded()).eval()
@@ -107,8 +124,12 @@ def test_active_can_be_changed_on_a_trained_layer(name: str) -> None:
     assert (layer(x) == 0).any()
     layer.active = "never"
     assert layer.train()(x) is x
-    with pytest.raises(ConfigurationError, match="active must be one of train, always, never, not 'test'"):
-        layer.active = "test"  # type: ignore[assignment]  # the mistake that is tested
+    layer.active = "test"
+    assert layer.train()(x) is x
+    assert (layer.eval()(x) == 0).any()
+    layer.active = "never"
+    with pytest.raises(ConfigurationError, match="active must be one of train, always, never, test, not 'eval'"):
+        layer.active = "eval"  # type: ignore[assignment]  # the mistake that is tested
     with pytest.raises(ConfigurationError, match="rescale must be one of none, inverted, test, not 'train'"):
         layer.rescale = "train"  # type: ignore[assignment]  # the mistake that is tested
     assert layer.active == "never"
@@ -162,7 +183,10 @@ def test_units_and_samples_are_dropped_independently(name: str) -> None:
     n = 4000
     one = example(name, n=1, c=16)
     keep = (make(name, generator=seeded(2))(one.expand(n, *one.shape[1:])) != 0).double()
-    if DROPOUTS[name].site == "maps":
+    if name == "crossmap":
+        assert ((keep.mean(1) == 0) | (keep.mean(1) == 1)).all()  # positions go in all maps
+        keep = keep[:, 0].flatten(1)
+    elif DROPOUTS[name].site == "maps":
         assert ((keep.mean((2, 3)) == 0) | (keep.mean((2, 3)) == 1)).all()  # maps go whole
         keep = keep[:, :, 0, 0]
     between_units = torch.corrcoef(keep.T) - torch.eye(16)
@@ -383,17 +407,25 @@ def test_spatial_dropout_needs_maps() -> None:
 
 
 def test_the_known_dropouts_and_their_order() -> None:
-    expected = ["none", "original", "spatial", "fdd-1d", "fdd-2d", "fdd-3d"]
-    assert [name for name in DROPOUTS if name in expected] == expected
+    expected = ["none", "original", "biased", "spatial", "crossmap", "guided", "sap", "jumpout"]
+    expected += ["fdd-1d", "fdd-2d", "fdd-3d"]
+    assert list(DROPOUTS) == expected
     assert {name: DROPOUTS[name].site for name in expected if name != "none"} == {
         "original": "features",
+        "biased": "features",
         "spatial": "maps",
+        "crossmap": "maps",
+        "guided": "features",
+        "sap": "maps",
+        "jumpout": "maps",
         "fdd-1d": "features",
         "fdd-2d": "maps",
         "fdd-3d": "maps",
     }
     assert [name for name in expected if DROPOUTS[name].placements == ("last",)] == ["fdd-1d"]
     assert all(DROPOUTS[name].placements == ("last", "stages") for name in expected if name != "fdd-1d")
+    assert [name for name in expected if DROPOUTS[name].needs_units] == ["guided"]
+    assert [name for name in expected if not DROPOUTS[name].dynamic] == ["sap"]
 
 
 @pytest.mark.parametrize("name", DROPOUTS)
@@ -403,9 +435,13 @@ def test_every_registered_dropout_keeps_the_contract(name: str) -> None:
     assert spec.title
     assert spec.source
     assert spec.summary
+    if name != "none":
+        assert spec.strategy
+        assert spec.hyperparameters
+    assert "n_units" not in spec.options
     for n, training in itertools.product((1, 3), (True, False)):
         x = example(name, n=n)
-        first, second = build_dropout(name).train(training), build_dropout(name).train(training)
+        first, second = (build_dropout(name, n_units=x.shape[1]).train(training) for _ in range(2))
         assert first is not second
         y = copy.deepcopy(first)(x)
         assert (y.shape, y.dtype) == (x.shape, x.dtype)
@@ -415,7 +451,7 @@ def test_every_registered_dropout_keeps_the_contract(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in DROPOUTS if "stages" in DROPOUTS[name].placements])
 def test_dropouts_that_can_follow_a_stage_work_on_maps(name: str) -> None:
     x = torch.rand(2, 8, 6, 6, generator=seeded())
-    assert build_dropout(name)(x).shape == x.shape
+    assert build_dropout(name, n_units=8)(x).shape == x.shape
 
 
 def test_no_dropout_is_the_identity() -> None:
@@ -448,7 +484,7 @@ def test_wrong_values_are_refused_with_the_allowed_ones(name: str) -> None:
         with pytest.raises(ConfigurationError, match=f"{name}.*rescale must be one of none, inverted, test, not "):
             make(name, rescale=rescale)
     for active in ("eval", True, "Always"):
-        with pytest.raises(ConfigurationError, match=f"{name}.*active must be one of train, always, never, not "):
+        with pytest.raises(ConfigurationError, match=f"{name}.*active must be one of train, always, never, test, not "):
             make(name, active=active)
     with pytest.raises(ConfigurationError, match=f"{name}.*generator must be a torch.Generator, not 5"):
         make(name, generator=5)

@@ -191,7 +191,7 @@ def test_a_directory_of_other_things_is_refused(run: Path, study_file: Path, tmp
         ('"fdd-2d"', '"fdd-5d"', ConfigurationError, "fdd-5d"),
         ('rescale = "inverted"', 'rescale = "inverse"', ConfigurationError, "inverse"),
         ('dropout = "fdd-2d"', 'dropout = "fdd-1d", placement = "stages"', ConfigurationError, "allowed: last"),
-        ('rescale = "inverted"', 'active = "always"', ConfigurationError, "makes the model random"),
+        ('rescale = "inverted"', 'active = "always"', ConfigurationError, "with eot_samples, e.g. eot_samples = 16"),
         ('dataset = "quarters"', 'dataset = "quartets"', DatasetError, r"s\.toml: dataset: .*quartets"),
         ("eps.linf = [0, 0.1, 0.8]", "eps.linf = [8]", ConfigurationError, "at most 1 in linf"),
         ("test_images = 24", "test_images = 81", ConfigurationError, "81, but Quarters has 80"),
@@ -224,13 +224,13 @@ def test_full_size_studies_run_when_reduced(
 ) -> None:
     """Every part of the study but its size, on images of the data set's shape."""
     data = make_dataset(n_train=64, n_test=2 * n_classes, n_classes=n_classes, size=size, channels=channels, name=name)
-    reduction = ["model.width=1", "recipe.epochs=1", f"test_images={n_classes}"]
+    reduction = ["model.width=1", "recipe.epochs=1", f"test_images={n_classes}", "seeds=[0]"]
     with registered(data):
-        run = run_evaluation(name, out=tmp_path / "run", overrides=reduction, only=["none", "fdd-3d"])
+        run = run_evaluation(name, out=tmp_path / "run", overrides=reduction, only=["none", "sap", "fdd-3d"])
     found = load_run(run)
     assert found.failures == []
     assert set(found.cells.unit) == {unit["unit"] for unit in found.manifest["units"]}
-    assert {(m["method"], m["n_test"]) for m in found.models} == {("none", 2 * n_classes), ("fdd-3d", 2 * n_classes)}
+    assert {(m["method"], m["n_test"]) for m in found.models} == {(m, 2 * n_classes) for m in ("none", "sap", "fdd-3d")}
     page = robustfdd.write_report(run).read_text(encoding="utf-8")
     assert "recipe.epochs=1" in page
 

@@ -10,7 +10,12 @@ from safetensors.torch import load_file, save_file
 from torchvision.models import resnet18
 
 from robustfdd.datasets.base import Dataset
-from robustfdd.dropouts import DROPOUTS, FeatureDensityDropout, OriginalDropout, SpatialDropout
+from robustfdd.dropouts import DROPOUTS, Dropout, FeatureDensityDropout, OriginalDropout, SpatialDropout
+from robustfdd.dropouts.biased import BiasedDropout
+from robustfdd.dropouts.crossmap import CrossmapDropout
+from robustfdd.dropouts.guided import GuidedDropout
+from robustfdd.dropouts.jumpout import Jumpout
+from robustfdd.dropouts.sap import StochasticActivationPruning
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
 from robustfdd.models import build_model, check_same_data, load_model, read_checkpoint, save_model
 
@@ -49,7 +54,9 @@ def test_normalisation_is_inside_and_has_one_scale(quarters: Dataset, normalizat
 
 
 @pytest.mark.parametrize("name", list(DROPOUTS))
-def test_every_dropout_in_every_placement_trains_and_is_quiet_in_evaluation(name: str, quarters: Dataset) -> None:
+def test_every_dropout_in_every_placement_trains_and_says_whether_it_is_random_in_evaluation(
+    name: str, quarters: Dataset
+) -> None:
     x = quarters.train.images[:6].float() / 255
     for placement in DROPOUTS[name].placements:
         model = build_model(quarters, name, width=4, placement=placement)
@@ -57,13 +64,22 @@ def test_every_dropout_in_every_placement_trains_and_is_quiet_in_evaluation(name
         assert logits.shape == (6, 4)
         logits.sum().backward()
         assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+        layers = [module for module in model.modules() if isinstance(module, Dropout)]
+        assert len(layers) == (0 if name == "none" else 1 if placement == "last" else 4)
+        is_random = any(layer.random_in_evaluation for layer in layers)
+        assert is_random == (name == "sap")
         model.eval()
-        assert torch.equal(model(x), model(x))
+        assert torch.equal(model(x), model(x)) != is_random
 
 
 def test_each_dropout_sits_where_its_source_puts_it(quarters: Dataset) -> None:
     slots = {
         "original": ("feature_dropout", OriginalDropout),
+        "biased": ("feature_dropout", BiasedDropout),
+        "guided": ("feature_dropout", GuidedDropout),
+        "crossmap": ("map_dropout", CrossmapDropout),
+        "sap": ("map_dropout", StochasticActivationPruning),
+        "jumpout": ("map_dropout", Jumpout),
         "fdd-1d": ("feature_dropout", FeatureDensityDropout),
         "spatial": ("map_dropout", SpatialDropout),
         "fdd-2d": ("map_dropout", FeatureDensityDropout),
@@ -76,6 +92,13 @@ def test_each_dropout_sits_where_its_source_puts_it(quarters: Dataset) -> None:
     assert [n for n, m in staged.named_modules() if isinstance(m, SpatialDropout)] == [
         f"stages.dropout{k}" for k in range(1, 5)
     ]
+
+
+def test_a_layer_that_learns_is_told_how_many_units_it_has(quarters: Dataset) -> None:
+    assert build_model(quarters, "guided", width=2).feature_dropout.strength.shape == (16,)
+    staged = build_model(quarters, "guided", width=2, placement="stages")
+    strengths = {key: tuple(value.shape) for key, value in staged.state_dict().items() if key.endswith("strength")}
+    assert strengths == {f"stages.dropout{k}.strength": (2**k,) for k in range(1, 5)}
 
 
 def test_spatial_before_pooling_is_original_after_it(quarters: Dataset) -> None:

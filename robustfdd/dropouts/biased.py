@@ -69,7 +69,8 @@ class BiasedDropout(Dropout):
             Shape of x, float32.
         """
         magnitude = x.detach().abs().flatten(1)
-        n_strong = int(self.share_strong * magnitude.shape[1])
+        # The slack is for products such as 0.29 * 100, which rounding puts below 29.
+        n_strong = int(self.share_strong * magnitude.shape[1] + 1e-9)
         strongest = magnitude.argsort(dim=1, descending=True, stable=True)[:, :n_strong]
         p = torch.full_like(magnitude, self.p_weak, dtype=torch.float32)
         return p.scatter_(1, strongest, self.p_strong).view(x.shape)

@@ -3,7 +3,8 @@
 Source: Keshari, Singh & Vatsa 2019, "Guided Dropout" (AAAI). Every unit has a strength t that is learned with the
 weights and multiplies its response, in training and afterwards. A histogram of the relative strengths over 100 bins
 finds the inactive region, the bin that holds the most units; the units outside it, the active region, are dropped
-with a probability that falls in the course of training: 0.2, then 0.15, then 0.1. So the weak units have to learn.
+with a probability that falls in the course of training: 0.2, then 0.15, then 0.1. The idea is that the weak units, which
+crowd in the fullest bin, have to learn.
 
 What the source or Ke et al. 2020, who compare with it, leave open, and what is done here:
 
@@ -12,7 +13,10 @@ What the source or Ke et al. 2020, who compare with it, leave open, and what is 
 * *The stages of training* are three equal parts of it (``p_first``, ``p_second``, ``p_third``), as told by
   :attr:`~robustfdd.dropouts.base.Dropout.progress`; without a training loop that sets it, ``p_first`` stays.
 * *The first strengths*: ``start="ones"``, so that the network begins as one without the layer: all units share a bin,
-  and none is dropped before the strengths move apart. ``"uniform"`` draws them from [0, 1).
+  and none is dropped before the strengths move apart. After a short training the fullest bin is then one in the middle
+  and most units are active, so that the layer is close to plain dropout with these rates. ``"uniform"`` draws the
+  strengths from [0, 1).
+* *Weight decay* acts on the strengths as on all parameters.
 * *Rescaling.* ``rescale="inverted"``, as torch's dropout does.
 """
 

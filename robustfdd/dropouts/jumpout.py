@@ -2,13 +2,14 @@
 
 Source: Wang, Zhou & Bilmes 2019, "Jumpout: Improved Dropout for Deep Neural Networks with ReLUs" (ICML). Three changes
 to original dropout: the rate is drawn anew in every step from the right half of a Gaussian, so that small rates are the
-most frequent; it is divided by the share of units that are active (above 0), so that the share of *active* units that
-are dropped is the rate; and what is kept is multiplied by (1 - p)^-0.75, a compromise between keeping the mean and
-keeping the variance, which batch normalisation would need.
+most frequent; it is divided by the share of units that are active (above 0), so that layers with few active units lose
+as many of them as layers with many: the rate is then the share of all units that are active *and* dropped; and what is
+kept is multiplied by (1 - p)^-0.75, a compromise between keeping the mean and keeping the variance, which batch
+normalisation would need.
 
 What the source or Ke et al. 2020 leave open, and what is done here:
 
-* *The Gaussian.* p = p_min + |n|, n ~ N(0, sigma), at most p_max. The source tunes the three for each network; here
+* *The Gaussian.* p = p_min + |n|, n ~ N(0, sigma), at most p_max. Its width is a matter of tuning; here
   ``sigma = 0.05``, ``p_min = 0.01`` and ``p_max = 0.6``, small rates that suit a network with batch normalisation.
 * *The share of active units* is taken over the whole batch; the rate, after division by it, is at most ``p_max`` again.
 * *Which units.* Single elements of the last feature maps, which a ReLU has just made; on the pooled features the share

@@ -4,7 +4,7 @@ Source: Dhillon et al. 2018, "Stochastic Activation Pruning for Robust Adversari
 without it, the activations a of one sample and layer are drawn r times with replacement, a_i with the probability
 p_i = |a_i| / sum |a|. What was drawn at least once is kept and divided by the probability of that,
 1 - (1 - p_i)^r; the rest is set to 0. So it does nothing in training and makes the forward pass random in evaluation:
-attacks need the mean of many gradients (expectation over transformation, Athalye et al. 2018).
+attacks need the mean of many gradients (expectation over transformation; Athalye, Carlini & Wagner 2018, ICML).
 
 What the source or Ke et al. 2020, who compare with it, leave open, and what is done here:
 
@@ -65,11 +65,13 @@ class StochasticActivationPruning(Dropout):
         Returns:
             Shape of x, float32; 1 for an activation of 0, and 0 throughout a sample of zeros.
         """
-        share = self._shares(x)
-        # In float64: 1 - p rounds to 1 in float32 for p below 6e-8, and r is in the thousands.
-        drop = torch.exp(self._n_draws(share.shape[1]) * torch.log1p(-share.clamp(max=1.0)))
-        drop = torch.where((share.sum(1, keepdim=True) > 0), drop, torch.zeros_like(drop))
-        return drop.float().view(x.shape)
+        return (1 - self._keep_probability(self._shares(x))).float().view(x.shape)
+
+    def _keep_probability(self, share: Tensor) -> Tensor:
+        """1 - (1 - p_i)^r, shape of ``share``, float64; 1 throughout a sample of zeros."""
+        # Neither 1 - p nor one minus its power may be formed: p is often below the resolution of a float near 1.
+        keep = -torch.expm1(self._n_draws(share.shape[1]) * torch.log1p(-share.clamp(max=1.0)))
+        return torch.where(share.sum(1, keepdim=True) > 0, keep, torch.ones_like(keep))
 
     @staticmethod
     def _shares(x: Tensor) -> Tensor:
@@ -87,11 +89,11 @@ class StochasticActivationPruning(Dropout):
         # An activation of 0 takes up nothing between its edges, so that no draw can fall on it.
         hit = torch.searchsorted(edges, draws * total, right=True).clamp_max(share.shape[1] - 1)
         kept = torch.zeros_like(share, dtype=torch.bool).scatter_(1, hit, value=True)
-        kept = (kept | (total <= 0)).view(x.shape)
+        kept = kept | (total <= 0)
         if self.rescale != "inverted":
-            return kept
-        p = self.drop_probability(x)
-        return torch.where(kept, 1 / (1 - p), torch.zeros_like(p))
+            return kept.view(x.shape)
+        # Nothing of probability 0 is kept, so no division by it is chosen.
+        return torch.where(kept, 1 / self._keep_probability(share), torch.zeros_like(share)).view(x.shape)
 
     def extra_repr(self) -> str:
         """The options, for ``repr``."""

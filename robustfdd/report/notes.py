@@ -206,7 +206,7 @@ def _limits(results: Results) -> list[Note]:
             Note(
                 "info",
                 "Uncommitted code",
-                f"The code differs from commit {' and '.join(dirty)}, which is the one noted.",
+                f"The code differs from the commit that is noted: {', '.join(dirty)}.",
             )
         )
     return found

@@ -312,6 +312,6 @@ def build(results: Results) -> list[Artefact]:
     rows = [(claim.place, claim.text, claim.rule, finding.verdict, finding.evidence) for claim, finding in decided]
     headers = ("Place", "Claim", "Holds if", "Verdict", "Here")
     title = "The paper's claims, in this run"
-    grid = Grid("claims", title, caption, headers, tuple(rows), n_text=len(headers))
+    grid = Grid("claims", title, caption, headers, tuple(rows), n_text=len(headers), prose=frozenset({1, 2, 4}))
     frame = pd.DataFrame(rows, columns=["place", "claim", "rule", "verdict", "evidence"])
     return [Artefact("claims", title, caption, frame, grid)]

@@ -93,14 +93,18 @@ def _grid(rows: list[_Row], reference: Method | None, decimals: int, caption: st
     if reference and any(compared):
         headers.append("Difference")
         columns.append([signed(item.difference) if item else GAP for item in compared])
-    if any(item and item.student is not None for item in compared):
-        headers += ["CI of difference", "p (Student)", "p (Holm)", "p (Welch)"]
+    n_tests = sum(row.holm is not None for row in rows)
+    if n_tests:
+        headers += ["CI of difference", "p (Student)"]
         columns += [
             [_half(item.interval, decimals) if item else GAP for item in compared],
             [_p(item.student) if item else GAP for item in compared],
-            [_p(row.holm) for row in rows],
-            [_p(item.welch) if item else GAP for item in compared],
         ]
+        if n_tests > 1:
+            headers.append("p (Holm)")
+            columns.append([_p(row.holm) for row in rows])
+        headers.append("p (Welch)")
+        columns.append([_p(item.welch) if item else GAP for item in compared])
     means = [row.summary.mean if row.summary else None for row in rows]
     marks = frozenset((i, 1) for i in best(means, decimals, n=1))
     cells = tuple(zip(*columns, strict=True))
