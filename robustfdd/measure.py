@@ -36,8 +36,8 @@ from robustfdd.threat import Threat, in_box
 
 #: How often a model with a random forward pass is asked for its predictions, so that their spread can be seen.
 REPEATED_PREDICTIONS = 10
-#: Of the predictions of the clean images, and added to the seed of the attack for those of the perturbed ones: a model
-#: whose masks at the last gradient, or before the attack, were also those of the prediction would be flattered or wronged.
+#: Seed of the predictions of clean images, and what is added to the seed of an attack for those of perturbed ones: the
+#: masks of a prediction must not be those of the last gradient, nor those of the prediction before the attack.
 _CLEAN_SEED = 2_000_003
 _PREDICTION_SEED = 1_000_003
 

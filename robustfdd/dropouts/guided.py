@@ -3,8 +3,8 @@
 Source: Keshari, Singh & Vatsa 2019, "Guided Dropout" (AAAI). Every unit has a strength t that is learned with the
 weights and multiplies its response, in training and afterwards. A histogram of the relative strengths over 100 bins
 finds the inactive region, the bin that holds the most units; the units outside it, the active region, are dropped
-with a probability that falls in the course of training: 0.2, then 0.15, then 0.1. The idea is that the weak units, which
-crowd in the fullest bin, have to learn.
+with a probability that falls in the course of training: 0.2, then 0.15, then 0.1. The idea is that the weak units,
+which crowd in the fullest bin, have to learn.
 
 What the source or Ke et al. 2020, who compare with it, leave open, and what is done here:
 
