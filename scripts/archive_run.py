@@ -5,6 +5,9 @@ needs. Checkpoints are left out; their hashes stay in the histories. Folders in 
 to their last part, since they say something of a machine and nothing of the run.
 
     python scripts/archive_run.py runs/fashion-mnist-slim evaluations/reports/fashion-mnist-slim/records
+
+``--skip`` leaves out files that nothing shown is drawn from, such as the heat maps of all methods but one:
+``--skip "analysis/density-heatmaps--[!n]*"``.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from robustfdd.records import load_run, read_json, write_json
@@ -24,13 +29,15 @@ def without_folders(command: str) -> str:
     return re.sub(r"(?<![^\s=])/(?:[^\s/]+/)*([^\s/]+)", r"\1", command)
 
 
-def archive(run: Path, target: Path) -> None:
-    """Copy a run; ``target`` must be new or empty."""
+def archive(run: Path, target: Path, skip: Sequence[str] = ()) -> None:
+    """Copy a run but for files whose path in it matches a pattern of ``skip``; ``target`` must be new or empty."""
     if target.exists() and any(target.iterdir()):
         raise SystemExit(f"{target}: is not empty")
     load_run(run)  # a damaged run is refused before anything is copied
     for pattern in KEPT:
         for file in sorted(run.glob(pattern)):
+            if any(fnmatch(file.relative_to(run).as_posix(), skipped) for skipped in skip):
+                continue
             place = target / file.relative_to(run)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place)
@@ -44,5 +51,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("target", type=Path, help="a new folder")
+    parser.add_argument("--skip", action="append", default=[], help="a pattern of files to leave out")
     arguments = parser.parse_args()
-    archive(arguments.run, arguments.target)
+    archive(arguments.run, arguments.target, arguments.skip)
