@@ -334,9 +334,12 @@ def report(
 
     What the figures show of the models themselves is computed first where it is missing and the checkpoints are there.
     """
+    if len(runs) > 1:
+        combine([records.load_run(directory) for directory in runs])  # refused before anything is computed for them
     for directory in runs:
         if any((directory / "models").glob("*.safetensors")):
-            device = records.read_json(directory / "manifest.json").get("hardware", {}).get("device", "cpu")
+            hardware = records.read_json(directory / "manifest.json").get("hardware")
+            device = hardware.get("device", "cpu") if isinstance(hardware, dict) else "cpu"
             _analyse(directory, data_root, device)
     page = write_report(runs, out=out)
     _print_tables(combine([records.load_run(directory) for directory in runs]))

@@ -149,8 +149,22 @@ def test_two_seeds_and_a_missing_one(tmp_path: Path) -> None:
     assert cells(found, "Clean accuracy") == ["94.05 ± 0.07", "99.00", "–", "95.05 ± 0.07†"]
     assert cells(found, "p (Student)")[:3] == ["–"] * 3
     assert found is not None
-    assert "With 1 run of a method" in found.caption
+    assert "With 2 runs of a method" in found.caption
+    assert "Not tested: HALF (a test needs at least two values on each side)." in found.caption
     assert found.frame["no_test_because"].tolist()[1] == "a test needs at least two values on each side"
+
+
+def test_one_network_under_two_names_is_not_tested_against_itself(tmp_path: Path) -> None:
+    percent = {"original": [94.0, 94.1], "spatial": [94.0, 94.1], "much": [95.0, 95.1]}
+    run = clean_run(percent, weights={"original": "same", "spatial": "same", "much": "other"})
+    found = build(table2, run, tmp_path)
+    assert found is not None
+    assert "Not tested: SPATIAL (the same network)." in found.caption
+    row = found.frame.set_index("method").loc["spatial"]
+    assert row.isna()["p_student"]
+    # A single test is left, so that nothing is adjusted for their number.
+    assert found.frame["p_student_holm"].dropna().tolist() == found.frame["p_student"].dropna().tolist()
+    assert len(found.frame["p_student"].dropna()) == 1
 
 
 def test_original_dropout_is_known_by_its_dropout(tmp_path: Path) -> None:

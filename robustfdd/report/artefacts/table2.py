@@ -38,8 +38,14 @@ def _reference(results: Results) -> Method | None:
 def _rows(results: Results, reference: Method | None) -> list[_Row]:
     values = {method.label: list(clean_accuracy(results, method.label).values()) for method in results.study.methods}
     other = values[reference.label] if reference else []
+    # One network under two names has nothing to be tested for, and would count among the tests.
+    twins = {
+        label for group in results.identical_methods() if reference and reference.label in group for label in group
+    }
     comparisons = {
-        label: compare(found, other) for label, found in values.items() if found and other and found is not other
+        label: Comparison(0.0, reason="the same network") if label in twins else compare(found, other)
+        for label, found in values.items()
+        if found and other and found is not other
     }
     tested = {label: item.student for label, item in comparisons.items() if item.student is not None}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
@@ -138,12 +144,21 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
             "equal variances (Welch)."
         )
         # With two runs on each side the test rests on two degrees of freedom.
-        smallest = min(row.summary.n for row in rows if row.summary)
-        if smallest < 3:
+        in_a_test = [
+            row.summary.n
+            for row in rows
+            if row.summary and (row.method is reference or (row.comparison and row.comparison.student is not None))
+        ]
+        if min(in_a_test) < 3:
             sentences.append(
-                f"With {smallest} run{'' if smallest == 1 else 's'} of a method, a test finds only large differences, "
-                "and relies on normal errors."
+                f"With {min(in_a_test)} runs of a method, a test finds only large differences, and relies on normal "
+                "errors."
             )
+        untested = [
+            f"{row.method.title} ({row.comparison.reason})" for row in rows if row.comparison and row.comparison.reason
+        ]
+        if untested:
+            sentences.append(f"Not tested: {'; '.join(untested)}.")
     elif not comparisons and len(rows) > 1:
         sentences.append(f"{reference.title} has no training record, so nothing is tested against it.")
     elif comparisons:
