@@ -343,9 +343,9 @@ def test_beating_a_baseline_is_counted_by_sign() -> None:
 
 
 def test_a_plot_decides_nothing_within_its_reading_error() -> None:
-    near = [make_pair("none", 30.0, 30.0, error=1.0), make_pair("sap", 31.0, 29.0, error=1.0)]
+    near = [make_pair("none", 30.0, 30.0, error=1.0), make_pair("sap", 32.0, 29.0, error=1.0)]
     assert (versus([near], "none").decided, versus([near], "none").tied) == (0, 1)
-    far = [near[0], make_pair("sap", 31.5, 29.0, error=1.0)]
+    far = [near[0], make_pair("sap", 32.5, 29.0, error=1.0)]
     found = versus([far], "none")
     assert (found.agreeing, found.decided) == (0, 1)
 

@@ -171,9 +171,9 @@ def summary_grid(comparison: Comparison) -> Grid:
         caption=(
             f"{_against(comparison)}. Differences: run minus paper, in points; close: at most {number(CLOSE_POINTS)}. "
             "Rank correlations: the median over attacks and radii; same best: in how many of them both have the same "
-            "best method. Beats: of the comparisons of a method with the baseline that are decided in both, how many "
-            "come out the same way; undecided are equal figures, and on a plot those within its reading error. All: "
-            "each measurement once, that of the earlier table."
+            "best method, a tied one counting. Beats: of the comparisons of a method with the baseline that are "
+            "decided in both, how many come out the same way; undecided are equal figures, and on a plot those within "
+            "twice its reading error. All: each measurement once, that of the earlier table."
         ),
         headers=(
             *(

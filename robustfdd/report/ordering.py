@@ -161,7 +161,8 @@ def versus(found: Iterable[Sequence[Pair]], baseline: str) -> Versus:
                 continue
             ours = round(pair.mean - base.mean, 9)
             published = round(pair.published.accuracy_percent - base.published.accuracy_percent, 9)
-            if ours == 0 or abs(published) <= max(pair.reading_error, base.reading_error):
+            # Each of the two may be off by its reading error, in opposite directions.
+            if ours == 0 or abs(published) <= pair.reading_error + base.reading_error:
                 tied += 1
             else:
                 decided += 1

@@ -69,7 +69,6 @@ class Evidence:
             where none are published for the data set.
         paper: the published figures in the same form; empty where there are none.
         clean: clean accuracy of the whole test split in percent, one for each seed.
-        same: for each method the first one that is the very same network.
     """
 
     results: Results
@@ -77,7 +76,6 @@ class Evidence:
     ours: Mapping[str, Cells]
     paper: Mapping[str, Cells]
     clean: Mapping[str, Sequence[float]]
-    same: Mapping[str, str]
 
     def title(self, name: str) -> str:
         """The method as a reader knows it."""
@@ -313,15 +311,19 @@ def _dense_is_dispersed(evidence: Evidence) -> Finding | None:
     frame = analysis_table(evidence.results, "density-groups", ("group", *definitions))
     if frame is None:
         return None
-    # One network counts once, under whatever names.
-    labels = [method.label for name, method in evidence.methods.items() if evidence.same.get(name, name) == name]
+    # One network counts once, under whatever names: with the weights of another, SAP has its maps too.
+    weights = {(m.get("method"), m.get("seed")): m.get("weights_sha256") for m in evidence.results.run.models}
+    networks = {
+        weights.get((method.label, seed)) or (method.label, seed): (method.label, seed)
+        for method in evidence.methods.values()
+        for seed in sorted(set(frame["seed"]))
+    }
     parts, verdicts = [], []
     for definition, words in zip(definitions, ("single maps", "average map"), strict=True):
         entropy: dict[Any, float] = frame.set_index(["method", "seed", "group"])[definition].to_dict()
         gaps = [
             entropy[label, seed, "high"] - entropy[label, seed, "low"]
-            for label in labels
-            for seed in sorted(set(frame["seed"]))
+            for label, seed in networks.values()
             if (label, seed, "high") in entropy and (label, seed, "low") in entropy
         ]
         if len(gaps) < 3:
@@ -450,13 +452,8 @@ def _collect(results: Results, methods: Mapping[str, Method]) -> Evidence:
     else:
         ours["table3"] = _own_cells(results, methods, _ATTACKS, ["linf"])
         ours["figure7"] = _own_cells(results, methods, ["fgsm"], results.study.norms)
-    names = {method.label: name for name, method in methods.items()}
-    same: dict[str, str] = {}
-    for group in results.identical_methods():
-        known = [names[label] for label in group if label in names]
-        same.update(dict.fromkeys(known, known[0]) if known else {})
     clean = {name: values for name, m in methods.items() if (values := list(clean_accuracy(results, m.label).values()))}
-    return Evidence(results, methods, ours, paper, clean, same)
+    return Evidence(results, methods, ours, paper, clean)
 
 
 def _judged(claim: Claim, evidence: Evidence) -> Finding | None:

@@ -1,0 +1,67 @@
+"""The reports that come with the code: made from the records beside them, by the code as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from conftest import ROOT
+
+from robustfdd.records import load_run
+from robustfdd.report import combine
+from robustfdd.report.artefacts import claims, random_forward, table1, table2, table3
+from robustfdd.report.grid import to_markdown
+from robustfdd.report.results import Results, sort_results
+from robustfdd.report.tables import main_tables
+
+REPORTS = sorted(path.parent for path in (ROOT / "evaluations" / "reports").glob("*/records"))
+PAGES = [
+    ROOT / "evaluations" / "reports" / "fashion-mnist-slim" / "README.md",
+    ROOT / "docs" / "fdd-switches.md",
+]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results_of(report: Path) -> Results:
+    return sort_results(combine([load_run(path) for path in sorted((report / "records").iterdir())]))
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.name)
+def test_tables_are_those_of_the_records(report: Path) -> None:
+    results = results_of(report)
+    found = [a for module in (claims, table1, table2, table3, random_forward) for a in module.build(results)]
+    grids = [a.grid for a in found if a.grid] + [table.grid for table in main_tables(results)]
+    assert {"claims", "table2-clean-accuracy", "robust-accuracy-linf"} <= {grid.name for grid in grids}
+    for grid in grids:
+        assert (report / "report" / "tables" / f"{grid.name}.md").read_text(encoding="utf-8") == to_markdown(grid)
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.name)
+def test_nothing_failed_and_nothing_is_missing(report: Path) -> None:
+    results = results_of(report)
+    assert results.run.failures == []
+    assert not any(state.missing for state in results.unit_states())
+    assert results.unplanned == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_pages_show_the_tables_as_they_are(page: Path) -> None:
+    assert script("fill_tables").filled(page) == page.read_text(encoding="utf-8")
+
+
+def test_an_archived_command_names_no_folders() -> None:
+    short = script("archive_run").without_folders
+    assert short("robustfdd run /a/b/study.toml --set seeds=[0] --out /c/d e/f") == (
+        "robustfdd run study.toml --set seeds=[0] --out d e/f"
+    )
+    assert short("robustfdd run x --data-root=/a/b") == "robustfdd run x --data-root=b"
