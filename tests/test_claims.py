@@ -14,6 +14,7 @@ from report_runs import FakeRun, Key
 from robustfdd.published import load
 from robustfdd.records import load_run
 from robustfdd.report.artefacts import claims
+from robustfdd.report.claims import CLAIMS
 from robustfdd.report.results import sort_results
 
 #: Robust accuracy in percent at the two radii; every FDD above, and original lowest, as the paper has it.
@@ -67,7 +68,7 @@ def decided(run: FakeRun, path: Path, **tables: pd.DataFrame) -> dict[str, tuple
 
 
 def named(part: str) -> str:
-    (text,) = (claim.text for claim in claims.CLAIMS if part in claim.text)
+    (text,) = (claim.text for claim in CLAIMS if part in claim.text)
     return text
 
 

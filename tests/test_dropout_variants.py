@@ -628,6 +628,8 @@ def test_the_seed_alone_decides_the_mask(name: str) -> None:
         assert torch.equal(make(name, active="always")(x), one)
 
 
+# Older versions of torch warn of themselves when a parameter is unpickled.
+@pytest.mark.filterwarnings("ignore:You are using `torch.load`:FutureWarning")
 @EACH
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
 def test_copies_go_on_with_the_same_masks_on_their_own(name: str, duplicate: Any) -> None:
