@@ -25,7 +25,7 @@ from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.report import combine, disagreements, main_table_text, write_report
-from robustfdd.report.compare import compare_runs, comparison_text, write_comparison
+from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
 from robustfdd.specs import ENGINES, AttackUse, EpsUnit, Method, Normalization, Placement, Recipe, pixel_eps
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
@@ -370,8 +370,9 @@ def compare(
     ] = None,
 ) -> None:
     """Hold a run against the published figures, cell by cell."""
-    folder = write_comparison(runs, out=out, as_dataset=as_)
-    for comparison in compare_runs(runs, as_dataset=as_):
+    comparisons = compare_runs(runs, as_dataset=as_)
+    folder = write_comparisons(comparisons, out or runs[0] / "report" / "compare")
+    for comparison in comparisons:
         out_console.print(comparison_text(comparison))
     for path in sorted(folder.glob("*compare.*")):
         out_console.print(f"comparison: {path}", markup=False, highlight=False, soft_wrap=True)

@@ -16,16 +16,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from fill_tables import first_table
+
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-
-
-def table(run: Path, name: str) -> str:
-    """The first table of a Markdown file of the report, without its title and caption."""
-    lines = (run / "report" / "tables" / f"{name}.md").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
-    end = next((i for i in range(start, len(lines)) if not lines[i].startswith("|")), len(lines))
-    return "\n".join(lines[start:end])
 
 
 def python_output(text: str) -> str:
@@ -45,8 +39,8 @@ def main() -> None:
     run = parser.parse_args().run
     text = README.read_text(encoding="utf-8")
     content = {
-        "robust accuracy": table(run, "robust-accuracy-linf"),
-        "agreement": table(run, "agreement"),
+        "robust accuracy": first_table(run / "report" / "tables" / "robust-accuracy-linf.md"),
+        "agreement": first_table(run / "report" / "tables" / "agreement.md"),
         "python output": python_output(text),
     }
     for name, block in content.items():

@@ -64,6 +64,16 @@ def check_number(option: str, value: float) -> None:
         raise ConfigurationError(f"{option} must be a number, not {value!r}")
 
 
+def check_count(option: str, value: int) -> None:
+    """Check an option that counts something.
+
+    Raises:
+        ConfigurationError: ``value`` is not an integer of at least 1.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{option} must be an integer from 1, not {value!r}")
+
+
 class Dropout(nn.Module):
     """Base of the layers that multiply units by an independent random keep-or-drop decision.
 

@@ -33,7 +33,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from robustfdd.dropouts.base import Active, Dropout, DropoutSpec, Placement, Rescale, Site, check_number, register
+from robustfdd.dropouts.base import (
+    Active,
+    Dropout,
+    DropoutSpec,
+    Placement,
+    Rescale,
+    Site,
+    check_count,
+    check_number,
+    register,
+)
 from robustfdd.errors import ConfigurationError
 
 #: A range of at most this many units in the last place of the largest point is rounding noise: each of the two
@@ -215,8 +225,7 @@ class FeatureDensityDropout(Dropout):
 
 def _check_grid(n_components: int, n_bins: int) -> None:
     for option, value in (("n_components", n_components), ("n_bins", n_bins)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigurationError(f"{option} must be an integer from 1, not {value!r}")
+        check_count(option, value)
 
 
 def _builder(n_components: int, default_bins: int) -> Callable[..., nn.Module]:

@@ -27,7 +27,16 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from robustfdd.dropouts.base import Active, Dropout, DropoutSpec, Rescale, check_choice, check_probability, register
+from robustfdd.dropouts.base import (
+    Active,
+    Dropout,
+    DropoutSpec,
+    Rescale,
+    check_choice,
+    check_count,
+    check_probability,
+    register,
+)
 from robustfdd.errors import ConfigurationError
 
 Start = Literal["ones", "uniform"]
@@ -73,8 +82,7 @@ class GuidedDropout(Dropout):
         for option, value in (("p_first", p_first), ("p_second", p_second), ("p_third", p_third)):
             check_probability(option, value)
         for option, count in (("n_units", n_units), ("n_bins", n_bins)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ConfigurationError(f"{option} must be an integer from 1, not {count!r}")
+            check_count(option, count)
         check_choice("start", start, get_args(Start))
         self.rates = (p_first, p_second, p_third)
         self.n_bins = n_bins

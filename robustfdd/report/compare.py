@@ -26,7 +26,7 @@ from robustfdd.report.matching import run_dataset
 from robustfdd.report.results import sort_results
 from robustfdd.report.study import file_stem
 
-__all__ = ["Comparison", "compare", "compare_runs", "comparison_text", "write_comparison"]
+__all__ = ["Comparison", "compare", "compare_runs", "comparison_text", "write_comparison", "write_comparisons"]
 
 RunDirs = str | PathLike[str] | Sequence[str | PathLike[str]]
 
@@ -149,7 +149,11 @@ def write_comparison(
     """
     comparisons = compare_runs(run_dirs, as_dataset=as_dataset)
     first = run_dirs if isinstance(run_dirs, (str, PathLike)) else run_dirs[0]
-    folder = Path(first) / "report" / "compare" if out is None else Path(out)
+    return write_comparisons(comparisons, Path(first) / "report" / "compare" if out is None else Path(out))
+
+
+def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> Path:
+    """Write comparisons that are made already; see :func:`write_comparison` for the files. Gives back the folder."""
     for comparison in comparisons:
         prefix = f"{file_stem(run_dataset(comparison.results))}-" if len(comparisons) > 1 else ""
         _write(comparison, _Files(folder, prefix))
