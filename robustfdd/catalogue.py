@@ -16,8 +16,8 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.specs import AttackSpec, AttackUse, Spec, StudySpec
-from robustfdd.threat import Threat
+from robustfdd.specs import LIBRARIES, AttackSpec, AttackUse, EngineName, Method, Spec, StudySpec
+from robustfdd.threat import Norm
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -213,24 +213,83 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
     return study
 
 
+#: The attack that is crafted on another model, and run on every study that has one.
+TRANSFER = "transfer"
+
+
+def sibling(study: StudySpec) -> Method | None:
+    """The method of a study that is trained without dropout and with the study's own recipe, if it has one.
+
+    What is crafted on its model is tried on the others (attack ``transfer``).
+    """
+    return next((m for m in study.methods if m.dropout == "none" and not m.recipe.given), None)
+
+
+def engines_for(use: AttackUse, spec: AttackSpec, norm: Norm, study: StudySpec) -> tuple[EngineName, ...]:
+    """Those of an attack's own engines, or of the study's, that offer the attack in the norm.
+
+    Args:
+        use: the attack's entry in the study.
+        spec: the attack.
+        norm: of the threat.
+        study: the study.
+
+    Raises:
+        ConfigurationError: none does; the message says what is offered.
+    """
+    return spec.offered(norm, use.engines or study.engines)
+
+
 def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
     """The attacks of a study, each with its specification and the study's changes to it.
 
+    Where the study has a :func:`sibling` and other methods, ``transfer`` is among them at the end, at every epsilon of
+    the study, unless the study names it itself. Under protocol ``strong`` the attacks are those of
+    :meth:`robustfdd.specs.AttackSpec.strengthened`.
+
     Raises:
-        ConfigurationError: an attack is unknown, has no such parameter, is not offered by one of the engines in one of
-            the norms, or is there twice; the message names the key.
+        ConfigurationError: an attack is unknown, has no such parameter, is offered by none of its engines in one of the
+            norms, is there twice, or has no model to be crafted on; the message names the key.
     """
     resolved: list[tuple[AttackUse, AttackSpec]] = []
     for index, use in enumerate(study.attacks):
         try:
-            spec = load_attack(use.name).with_parameters(use.parameters)
-            for norm in use.eps:
-                for engine in study.engines:
-                    spec.spelled(engine, Threat(norm, 1.0), 1)
+            spec = _spec_of(use, study)
+            if spec.access == "transfer" and sibling(study) is None:
+                raise ConfigurationError(
+                    f"attack {spec.name!r} is crafted on the model of a method with dropout 'none' and no recipe of "
+                    "its own, and the study has none; add one to methods"
+                )
         except ConfigurationError as error:
             raise ConfigurationError(f"attacks.{index}: {error}") from None
         # By the name inside the file: results are filed under it.
         if any(other.name == spec.name for _, other in resolved):
             raise ConfigurationError(f"attacks.{index}: an attack named {spec.name!r} is given more than once")
         resolved.append((use, spec))
+    if len(study.methods) > 1 and sibling(study) and not any(spec.access == "transfer" for _, spec in resolved):
+        use = _transfer(study)
+        resolved.append((use, _spec_of(use, study)))
     return resolved
+
+
+def _spec_of(use: AttackUse, study: StudySpec) -> AttackSpec:
+    spec = load_attack(use.name).with_parameters(use.parameters)
+    if study.protocol == "strong":
+        spec = spec.strengthened(given=use.parameters)
+    for norm in use.eps:
+        engines_for(use, spec, norm, study)
+    return spec
+
+
+def _transfer(study: StudySpec) -> AttackUse:
+    """The transfer attack of a study that does not name it, at all epsilons of its other attacks.
+
+    One library crafts the examples: they are the same for every method of a seed, and the other's differ in rounding.
+    """
+    grids: dict[Norm, set[float]] = {}
+    for use in study.attacks:
+        for norm, grid in use.eps.items():
+            grids.setdefault(norm, set()).update(grid)
+    eps = {norm: tuple(sorted(grid)) for norm, grid in grids.items()}
+    libraries = [engine for engine in study.engines if engine in LIBRARIES]
+    return AttackUse(name=TRANSFER, eps=eps, engines=(libraries or LIBRARIES)[:1])

@@ -133,6 +133,28 @@ class ExpectedPrediction(nn.Module):
         return log_probabilities.logsumexp(0) - math.log(self.n_samples)
 
 
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two passes over the same images gave different logits, beyond the order of sums."""
+    scale = float(first.abs().max())
+    return float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12)
+
+
+def is_random(model: nn.Module, x: Tensor) -> bool:
+    """Whether the forward pass is random in evaluation mode; False for a model that does not keep the contract.
+
+    Args:
+        model: any torch module.
+        x: images, shape (N, C, H, W), pixels in [0, 1], at least one.
+    """
+    with frozen(model), torch.no_grad(), GlobalRandomness(0):
+        try:
+            first, second = model(x.clone()), model(x.clone())
+        except Exception:  # what is wrong with it, check_classifier says
+            return False
+    alike = isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape
+    return alike and first.numel() > 0 and bool(torch.isfinite(first).all()) and _differ(first, second)
+
+
 def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, *, random: bool = False) -> int:
     """Hold a model to the contract on a few images.
 
@@ -189,7 +211,7 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
             "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
         )
     scale = float(first.abs().max())
-    differs = float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12)
+    differs = _differ(first, second)
     if random and not differs:
         raise ModelContractError(
             "eot_samples is given, but the model's forward is deterministic in evaluation mode: the same images gave "

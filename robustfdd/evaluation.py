@@ -7,29 +7,43 @@ fails is noted with its reason and the others go on.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
 from robustfdd import catalogue, records
-from robustfdd.catalogue import load_attack, load_study, resolve_attacks
+from robustfdd.catalogue import engines_for, load_attack, load_study, resolve_attacks, sibling
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
 from robustfdd.manifest import describe_model, describe_study, make_manifest, open_run
+from robustfdd.measure import FORWARD_COST, check_source
 from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256, load_model, read_checkpoint
 from robustfdd.progress import Display, duration
-from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec, normalized_eps, pixel_eps
+from robustfdd.specs import (
+    AttackSpec,
+    AttackUse,
+    EngineName,
+    EpsUnit,
+    Method,
+    Protocol,
+    Recipe,
+    StudySpec,
+    normalized_eps,
+    pixel_eps,
+)
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import adopt_weights, train
 from robustfdd.units import (
-    FORWARD_COST,
     AttackUnit,
+    Source,
     Subject,
     TestSet,
     attack_cells,
@@ -38,8 +52,16 @@ from robustfdd.units import (
     function_digest,
 )
 
-#: Cost of a training step per image, in input gradients; only progress bars depend on it.
+#: Cost of a training step per image, in input gradients and without those of adversarial training; only progress bars
+#: depend on it.
 TRAINING_COST = 1.5
+#: What records call a model that was given to craft a transfer attack on.
+SOURCE = "source"
+
+
+def _cost_of_training(recipe: Recipe) -> float:
+    """Of one image in one epoch, in input gradients."""
+    return TRAINING_COST + recipe.n_gradients
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -96,7 +118,7 @@ def _check_engines(units: Sequence[AttackUnit], eps_scale: float) -> None:
 
 def plan(study: StudySpec) -> list[AttackUnit]:
     """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks = resolve_attacks(study)
+    attacks, crafted_on = resolve_attacks(study), sibling(study)
     return [
         AttackUnit(
             method.label,
@@ -107,12 +129,15 @@ def plan(study: StudySpec) -> list[AttackUnit]:
             tuple(eps for eps in grid if eps > 0),
             study.eps_unit,
             method.eot_samples or 0,
+            study.protocol,
+            crafted_on.label if crafted_on and spec.access == "transfer" else None,
         )
         for method in study.methods
         for seed in study.seeds
         for use, spec in attacks
+        if not (spec.access == "transfer" and method == crafted_on)  # from a model to itself it would be BIM
         for norm, grid in use.eps.items()
-        for engine in study.engines
+        for engine in engines_for(use, spec, norm, study)
     ]
 
 
@@ -175,15 +200,23 @@ def run_evaluation(
     )
     open_run(run, manifest, resume=resume)
 
-    training_cost = TRAINING_COST * study.recipe.epochs * len(dataset.train.labels) + FORWARD_COST * n_test
+    training_costs = {
+        method.label: _cost_of_training(recipe) * recipe.epochs * len(dataset.train.labels) + FORWARD_COST * n_test
+        for method in study.methods
+        for recipe in [study.recipe_of(method)]
+    }
     n_models = len(study.methods) * len(study.seeds)
-    total = n_models * training_cost + sum(unit.cost(len(test.index)) for unit in units)
+    total = len(study.seeds) * sum(training_costs.values()) + sum(unit.cost(len(test.index)) for unit in units)
     with Display(total, console) as display:
         display.say(
             f"{study.title}: models {n_models}, attack runs {len(units)}; {len(test.index)} test images of "
             f"{dataset.title}, on {target}, into {run}"
         )
-        for method in study.methods:
+        # What others are attacked with comes first.
+        crafted_on = sibling(study)
+        sources: dict[int, Source] = {}
+        for method in sorted(study.methods, key=lambda method: method != crafted_on):
+            training_cost = training_costs[method.label]
             for seed in study.seeds:
                 mine = [unit for unit in units if (unit.method, unit.seed) == (method.label, seed)]
                 name = f"{method.label}--seed{seed}"
@@ -197,9 +230,22 @@ def run_evaluation(
                     display.finish(f"FAILED: {failure.error}: {failure.message}")
                     display.skip(sum(unit.cost(len(test.index)) for unit in mine))
                     continue
-                identity = file_sha256(run / "models" / f"{name}.safetensors")
+                path = run / "models" / f"{name}.safetensors"
+                identity = file_sha256(path)
+                if method == crafted_on:
+                    sources[seed] = Source(method.label, identity, partial(load_model, path, target))
                 subject = Subject(study.name, method.label, seed, eps_scale, identity, method.eot_samples or 0)
-                attack_model(run, model, mine, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
+                attack_model(
+                    run,
+                    model,
+                    mine,
+                    subject,
+                    test,
+                    attack_seed=seed,
+                    batch_size=batch_size,
+                    display=display,
+                    source=sources.get(seed),
+                )
     return run
 
 
@@ -215,7 +261,8 @@ def _trained(
 ) -> ResNet18:
     """The model of one method and seed: loaded if its checkpoint is of the same recipe and data, else trained."""
     path = run / "models" / f"{name}.safetensors"
-    display.start(f"train {method.label} seed {seed} ({study.recipe.epochs} epochs)", cost)
+    recipe = study.recipe_of(method)
+    display.start(f"train {method.label} seed {seed} ({recipe.epochs} epochs)", cost)
     model = build_model(
         dataset,
         method.dropout,
@@ -225,21 +272,21 @@ def _trained(
         seed=seed,
         **method.options,
     )
-    if _is_of(path, model, study, seed, dataset):
+    if _is_of(path, model, recipe, seed, dataset):
         display.skip(cost)
         return load_model(path, dataset.test.images.device)
-    if not DROPOUTS[method.dropout].dynamic and (trained := _undropped(run, study, seed, dataset)):
+    if not DROPOUTS[method.dropout].dynamic and (trained := _undropped(run, study, recipe, seed, dataset)):
         checkpoint = adopt_weights(model, trained, dataset, out=path, label=method.label)
         display.finish(f"weights of {trained.stem}")
         return load_model(checkpoint.path, dataset.test.images.device)
     checkpoint = train(
         model.to(dataset.test.images.device),
         dataset,
-        study.recipe,
+        recipe,
         seed=seed,
         out=path,
         label=method.label,
-        advance=lambda n: display.advance(TRAINING_COST * n),
+        advance=lambda n: display.advance(_cost_of_training(recipe) * n),
     )
     (run / "failures" / f"{name}.json").unlink(missing_ok=True)
     history = records.read_json(path.with_suffix(".json"))
@@ -247,8 +294,8 @@ def _trained(
     return load_model(checkpoint.path, dataset.test.images.device)
 
 
-def _undropped(run: Path, study: StudySpec, seed: int, dataset: Dataset) -> Path | None:
-    """The run's network of that seed that was trained without dropout, if it has one.
+def _undropped(run: Path, study: StudySpec, recipe: Recipe, seed: int, dataset: Dataset) -> Path | None:
+    """The run's network of that recipe and seed that was trained without dropout, if it has one.
 
     A layer that acts at test time only is put into it: trained by itself, it would come to the same weights.
     """
@@ -257,22 +304,24 @@ def _undropped(run: Path, study: StudySpec, seed: int, dataset: Dataset) -> Path
         if method.dropout == "none" and path.is_file():
             width, normalization = study.model.width, study.normalization
             model = build_model(dataset, "none", width=width, normalization=normalization, placement=method.placement)
-            if _is_of(path, model, study, seed, dataset):
+            if _is_of(path, model, recipe, seed, dataset):
                 return path
     return None
 
 
-def _is_of(path: Path, model: ResNet18, study: StudySpec, seed: int, dataset: Dataset) -> bool:
+def _is_of(path: Path, model: ResNet18, recipe: Recipe, seed: int, dataset: Dataset) -> bool:
     """Whether the checkpoint and its history are whole and came from the same network, recipe, seed and data."""
     try:
         checkpoint = read_checkpoint(path)
         history = records.read_json(path.with_suffix(".json"))
-    except (CheckpointError, RunDirectoryError):
+        made_of = checkpoint.provenance
+        # Validated, so that one that leaves a default out is the recipe that spells it out.
+        trained_with = Recipe.model_validate(made_of.get("recipe"))
+    except (CheckpointError, RunDirectoryError, ValidationError):
         return False
-    made_of = checkpoint.provenance
     return (
         checkpoint.config == model.config
-        and made_of.get("recipe") == study.recipe.model_dump()
+        and trained_with == recipe
         and made_of.get("seed") == seed
         and made_of.get("dataset_sha256") == dataset.sha256
         and history.get("sha256") == checkpoint.sha256
@@ -294,6 +343,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 128,
     eot_samples: int = 0,
+    protocol: Protocol = "paper",
+    source: nn.Module | None = None,
     console: Console | None = None,
     command: str | None = None,
 ) -> pd.DataFrame:
@@ -304,7 +355,7 @@ def evaluate(
         dataset: a data set or the name of one; it is moved to the device of the model.
         attacks: names, paths of attack files, or specifications.
         threats: norms and radii in pixel units, ascending in each norm; every attack runs at each of them and at 0.
-        engines: the libraries; reports show the first.
+        engines: each attack runs through those of them that offer it; reports show the first.
         out: a run directory to write, from which :func:`robustfdd.write_report` makes a report; only the return value
             when None.
         label: what records call the model.
@@ -316,6 +367,9 @@ def evaluate(
         batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
         eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that an attack
             averages for one gradient, from 1.
+        protocol: ``"paper"`` or ``"strong"``, see :class:`robustfdd.specs.StudySpec`.
+        source: another classifier, deterministic in evaluation, on which attack ``transfer`` is crafted; needed for
+            that one and used by no other.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -323,16 +377,23 @@ def evaluate(
         One row a cell, with the columns of :data:`robustfdd.records.SCHEMA`.
 
     Raises:
-        ConfigurationError: an attack, engine or label is unknown or wrong.
+        ConfigurationError: an attack, engine or label is unknown or wrong, or an attack is offered by none of the
+            engines in a norm, or lacks its source.
         DatasetError: the data set cannot be loaded.
         ModelContractError: the model does not keep the contract.
         RunDirectoryError: ``out`` holds another run.
         EngineError: an attack failed, and there is no ``out`` to note it in.
     """
     specs = [a if isinstance(a, AttackSpec) else load_attack(a) for a in attacks]
+    if protocol == "strong":
+        specs = [spec.strengthened() for spec in specs]
+    sources = {spec.name: source if spec.access == "transfer" else None for spec in specs}
+    for spec in specs:
+        check_source(spec, sources[spec.name])
     for kind, names in (("attack", [spec.name for spec in specs]), ("engine", list(engines))):
         if len(set(names)) < len(names):
             raise ConfigurationError(f"evaluate: an {kind} is given more than once: {', '.join(names)}")
+    engines = [get_engine(name).name for name in engines]
     grids: dict[Norm, list[float]] = {}
     for threat in threats:
         grids.setdefault(threat.norm, []).append(threat.eps)
@@ -350,10 +411,21 @@ def evaluate(
     uses = [catalogue.parse(AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats") for spec in specs]
     catalogue.parse(Method, {"dropout": label}, "evaluate: label")
     units = [
-        AttackUnit(label, -1, spec, norm, engine, tuple(e for e in grid if e > 0), eps_unit, eot_samples)
+        AttackUnit(
+            label,
+            -1,
+            spec,
+            norm,
+            engine,
+            tuple(e for e in grid if e > 0),
+            eps_unit,
+            eot_samples,
+            protocol,
+            SOURCE if spec.access == "transfer" else None,
+        )
         for spec, use in zip(specs, uses, strict=True)
         for norm, grid in use.eps.items()
-        for engine in engines
+        for engine in spec.offered(norm, engines)
     ]
     _check_engines(units, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
@@ -366,7 +438,15 @@ def evaluate(
             for unit in units:
                 display.start(f"{unit.attack.title} {unit.norm} through {unit.engine}", unit.cost(len(test.index)))
                 cells = attack_cells(
-                    model, clean, unit, subject, test, attack_seed=seed, batch_size=batch_size, display=display
+                    model,
+                    clean,
+                    unit,
+                    subject,
+                    test,
+                    attack_seed=seed,
+                    batch_size=batch_size,
+                    display=display,
+                    source=sources[unit.attack.name],
                 )
                 rows += [cell.row() for cell in cells]
                 display.finish()
@@ -382,13 +462,27 @@ def evaluate(
         engines=engines,
         eps_unit=eps_unit,
         test_images=test_images,
+        protocol=protocol,
+        source=SOURCE,
     )
     manifest = make_manifest(
         study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
     )
     run = Path(out)
     open_run(run, manifest, resume=True)
+    given = source  # what a lambda returns must not be another thing later
+    crafted_on = Source(SOURCE, function_digest(given, clean), lambda: given) if given is not None else None
     with Display(total, console) as display:
-        attack_model(run, model, units, subject, test, attack_seed=seed, batch_size=batch_size, display=display)
+        attack_model(
+            run,
+            model,
+            units,
+            subject,
+            test,
+            attack_seed=seed,
+            batch_size=batch_size,
+            display=display,
+            source=crafted_on,
+        )
     written: pd.DataFrame = records.load_run(run).cells.drop(columns="unit")
     return written

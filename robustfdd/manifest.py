@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from robustfdd import provenance, records
-from robustfdd.catalogue import resolve_attacks
+from robustfdd.catalogue import resolve_attacks, sibling
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
-from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, StudySpec
+from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Protocol, StudySpec
 from robustfdd.threat import Norm
 from robustfdd.units import AttackUnit, Subject
 
@@ -37,8 +37,8 @@ def _describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]]) -> dict[str, Any]:
-    """One attack of a study, with its epsilons in the study's unit."""
+def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]], source: str | None = None) -> dict[str, Any]:
+    """One attack of a study, with its epsilons in the study's unit, and the method it is crafted on if on another."""
     return {
         "name": spec.name,
         "title": spec.title,
@@ -46,11 +46,15 @@ def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]]) -> di
         "deterministic": spec.deterministic,
         "eps": {norm: list(grid) for norm, grid in eps.items()},
         "parameters": dict(spec.parameters),
+        "kind": spec.kind,
+        "access": spec.access,
+        **({"source": source} if source else {}),
     }
 
 
 def _describe_method(method: Method) -> dict[str, Any]:
     spec = DROPOUTS[method.dropout]
+    changes = method.recipe.given
     return {
         "label": method.label,
         "title": spec.title if method.label == method.dropout else method.label,
@@ -58,6 +62,7 @@ def _describe_method(method: Method) -> dict[str, Any]:
         "placement": method.placement,
         "options": spec.settings(method.options),
         "eot_samples": method.eot_samples or 0,
+        **({"recipe": changes} if changes else {}),
         "variant": {
             "title": spec.title,
             "site": spec.site,
@@ -74,6 +79,7 @@ def _describe_method(method: Method) -> dict[str, Any]:
 
 def describe_study(study: StudySpec) -> dict[str, Any]:
     """A study with everything it refers to spelled out, so that a report needs no other file."""
+    crafted_on = sibling(study)
     return {
         "name": study.name,
         "title": study.title,
@@ -88,8 +94,12 @@ def describe_study(study: StudySpec) -> dict[str, Any]:
         "methods": [_describe_method(m) for m in study.methods],
         "model": {"architecture": "ResNet-18", **study.model.model_dump()},
         "recipe": study.recipe.model_dump(),
-        "attacks": [describe_attack(spec, use.eps) for use, spec in resolve_attacks(study)],
+        "attacks": [
+            describe_attack(spec, use.eps, crafted_on.label if crafted_on and spec.access == "transfer" else None)
+            for use, spec in resolve_attacks(study)
+        ],
         "open_choices": dict(study.open_choices),
+        **({"audit": study.audit.model_dump(exclude_none=True)} if study.audit else {}),
     }
 
 
@@ -102,8 +112,13 @@ def describe_model(
     engines: Sequence[EngineName],
     eps_unit: EpsUnit,
     test_images: int | None,
+    protocol: Protocol,
+    source: str | None,
 ) -> dict[str, Any]:
-    """The attack on one model that was not trained here, in the form of :func:`describe_study`."""
+    """The attack on one model that was not trained here, in the form of :func:`describe_study`.
+
+    ``source`` is what a transfer attack is crafted on, in words.
+    """
     label = subject.method
     return {
         "name": label,
@@ -112,7 +127,7 @@ def describe_model(
         "dataset": dataset.name,
         "eps_unit": eps_unit,
         "normalization": "z-score" if subject.eps_scale != 1.0 else "zero-one",
-        "protocol": "paper",
+        "protocol": protocol,
         "engines": list(engines),
         "seeds": [subject.seed],
         "test_images": test_images,
@@ -129,7 +144,9 @@ def describe_model(
         ],
         "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
         "recipe": None,
-        "attacks": [describe_attack(spec, use.eps) for use, spec in attacks],
+        "attacks": [
+            describe_attack(spec, use.eps, source if spec.access == "transfer" else None) for use, spec in attacks
+        ],
         "open_choices": {},
     }
 

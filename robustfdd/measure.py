@@ -6,8 +6,9 @@ the outcome of every image is kept. Only images that were classified correctly b
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,11 +29,15 @@ from robustfdd.classifier import (
 )
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import Engine, Perturb, get_engine
-from robustfdd.errors import EngineError
+from robustfdd.errors import ConfigurationError, EngineError
+from robustfdd.iterates import BestIterate
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Outcome
-from robustfdd.specs import AttackSpec
-from robustfdd.threat import Threat, in_box
+from robustfdd.specs import LIBRARIES, STRONG_RESTARTS, AttackSpec, Protocol
+from robustfdd.threat import Norm, Threat, in_box
+
+#: Cost of a pass without a gradient, in input gradients; only progress bars depend on it.
+FORWARD_COST = 0.4
 
 #: How often a model with a random forward pass is asked for its predictions, so that their spread can be seen.
 REPEATED_PREDICTIONS = 10
@@ -40,6 +45,9 @@ REPEATED_PREDICTIONS = 10
 #: masks of a prediction must not be those of the last gradient, nor those of the prediction before the attack.
 _CLEAN_SEED = 2_000_003
 _PREDICTION_SEED = 1_000_003
+#: What is added to the seed for each further start of an attack, and for the last look at its result.
+_RESTART_SEED = 3_000_017
+_ITERATE_SEED = 4_000_037
 
 
 @dataclass(frozen=True)
@@ -74,8 +82,10 @@ class Measurement:
         prediction: class after the attack; the clean one where not attacked; int32, shape (N,).
         outcome: :class:`robustfdd.records.Outcome`; int8, shape (N,).
         distance: of the perturbation, in pixel units, 0 where not attacked; float32, shape (N,).
-        gradient_passes: images times input gradients, each pass of an average counted.
-        seconds: wall time of the attack and its check.
+        gradient_passes: images times input gradients, each pass of an average counted; the most there can have been
+            where the attack stops early. Of a minimum-norm attack, whose one run serves all radii, all are counted at
+            the smallest.
+        seconds: wall time of the attack and its check, counted likewise.
         repeated_accuracy: robust accuracy of each repeated prediction of the perturbed images, the recorded one first;
             what the recorded prediction had wrong before the attack counts as wrong, since it was not attacked. So an
             image must be right in two draws, and the figure lies below the clean accuracy even at the smallest
@@ -162,15 +172,19 @@ def _attacker(
     batch_size: int,
     seed: int,
     eot_samples: int,
+    best_iterate: bool = False,
 ) -> Perturb:
     """The engine's attack, ready to be called, whose results are checked and lie exactly in the box.
 
     It holds against whatever the library writes to and whatever gradients the caller has switched off. The model must
     be frozen while it is used; see :meth:`robustfdd.engines.Engine.prepare` for the arguments and :func:`_checked` for
-    what is raised.
+    what is raised. ``best_iterate`` is for attacks on a budget; see :class:`robustfdd.iterates.BestIterate`.
     """
+    asked = ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model
+    watching = BestIterate(asked, threat) if best_iterate else None
+    randomness = GlobalRandomness(seed + _ITERATE_SEED)
     perturb = engine.prepare(
-        ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model,
+        watching or asked,
         attack,
         threat,
         n_classes=n_classes,
@@ -182,10 +196,96 @@ def _attacker(
     def attacked(x: Tensor, y: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             # Copies: an attack that writes into its input would otherwise be measured against its own result.
+            if watching is not None:
+                watching.watch(x.clone(), y.long().clone())
             x_adv = perturb(x.clone(), y.long().clone())
-        return _checked(x, x_adv, threat, attack, engine)
+        x_adv = _checked(x, x_adv, threat, attack, engine)
+        if watching is None:
+            return x_adv
+        with torch.no_grad(), randomness:
+            watching(x_adv)
+        return watching.best()
 
     return attacked
+
+
+def check_source(attack: AttackSpec, source: nn.Module | None) -> None:
+    """Make sure that a transfer attack has a model to be crafted on, and that another that has one can use it.
+
+    Raises:
+        ConfigurationError: it is not so.
+    """
+    if attack.access == "transfer" and source is None:
+        raise ConfigurationError(
+            f"attack {attack.name!r} is crafted on another model than the one under attack; give that as source"
+        )
+    if source is not None and attack.kind != "budget":
+        raise ConfigurationError(
+            f"attack {attack.name!r} looks for the boundary of the model it is crafted on, which another model does "
+            "not have; source is for attacks of kind 'budget'"
+        )
+
+
+class _Outcomes:
+    """What becomes of the images of one cell, or of one run for all radii, as they are attacked.
+
+    Args:
+        model: the model under attack.
+        clean: what it says of the images before.
+        seed: of the attack.
+        batch_size: images a forward pass.
+    """
+
+    def __init__(self, model: nn.Module, clean: CleanOutcome, seed: int, batch_size: int) -> None:
+        self._model, self._clean, self._batch_size = model, clean, batch_size
+        self.prediction = clean.prediction.clone()
+        self.distance = torch.zeros(len(clean.prediction), dtype=torch.float64, device=clean.prediction.device)
+        n_repeated = REPEATED_PREDICTIONS if clean.eot_samples else 0
+        #: Of each repeated prediction, which images survive it; what was wrong before counts as wrong.
+        self.survives = clean.correct.repeat(n_repeated, 1)
+        self._randomness = GlobalRandomness(seed + _PREDICTION_SEED)
+
+    def record(self, index: Tensor, x: Tensor, x_adv: Tensor, norm: Norm) -> None:
+        """Ask the model about the perturbed images at these positions."""
+        labels = self._clean.labels[index]
+        with self._randomness:
+            self.prediction[index] = predict(self._model, x_adv, batch_size=self._batch_size)
+            for i in range(len(self.survives)):
+                repeated = predict(self._model, x_adv, batch_size=self._batch_size) if i else self.prediction[index]
+                self.survives[i, index] = repeated == labels
+        self.distance[index] = Threat(norm, 0).distance(x, x_adv)
+
+    def measurement(self, gradient_passes: int, seconds: float) -> Measurement:
+        """As it stands now."""
+        correct, labels = self._clean.correct, self._clean.labels
+        outcome = torch.full_like(self.prediction, Outcome.MISCLASSIFIED)
+        outcome[correct] = torch.where(self.prediction[correct] == labels[correct], Outcome.SURVIVED, Outcome.BROKEN)
+        return Measurement(
+            self.prediction.cpu().numpy().astype(np.int32),
+            outcome.cpu().numpy().astype(np.int8),
+            self.distance.cpu().numpy().astype(np.float32),
+            gradient_passes,
+            seconds,
+            tuple((self.survives.sum(1).double() / len(outcome)).tolist()),
+        )
+
+
+def _untouched(clean: CleanOutcome) -> Measurement:
+    """The clean outcome as a measurement, which is that of radius 0."""
+    outcome = np.where(clean.correct.cpu().numpy(), Outcome.SURVIVED, Outcome.MISCLASSIFIED).astype(np.int8)
+    prediction = clean.prediction.cpu().numpy().astype(np.int32)
+    distance = np.zeros(len(prediction), np.float32)
+    return Measurement(prediction, outcome, distance, 0, 0.0, clean.repeated_accuracy)
+
+
+def n_starts(attack: AttackSpec, engine: str, protocol: Protocol) -> int:
+    """How often a cell runs an attack: more than once for a library's random start under protocol ``strong``.
+
+    An attack that has restarts of its own is run once.
+    """
+    random = not attack.deterministic and attack.access == "gradient" and attack.kind == "budget"
+    own = "restarts" in attack.parameters
+    return STRONG_RESTARTS if protocol == "strong" and random and not own and engine in LIBRARIES else 1
 
 
 def measure(
@@ -197,7 +297,10 @@ def measure(
     engine: Engine,
     seed: int = 0,
     batch_size: int = 128,
-    advance: Callable[[int], None] | None = None,
+    advance: Callable[[float], None] | None = None,
+    protocol: Protocol = "paper",
+    source: nn.Module | None = None,
+    previous: Measurement | None = None,
 ) -> Measurement:
     """Attack the correctly classified images at one epsilon and record what became of every image.
 
@@ -206,63 +309,160 @@ def measure(
     Args:
         model: the classifier that ``clean`` is of.
         clean: see :func:`clean_outcome`.
-        attack: what to run.
+        attack: what to run; a minimum-norm attack too, but see :func:`measure_minimum_norm` for several radii.
         threat: norm and radius, in pixel units.
         engine: the library that runs it.
         seed: of everything random in the attack.
         batch_size: images attacked at once; the result does not depend on it, unless the model's forward is random.
-        advance: called with the number of input gradients computed, for a progress bar.
+        advance: called with the cost of what is done, in input gradients, for a progress bar.
+        protocol: ``"paper"``: what the attack returns. ``"strong"``: of all that it asks the model about, the image of
+            the largest margin, from several starts (:func:`n_starts`). Its parameters are taken as they are; see
+            :meth:`robustfdd.specs.AttackSpec.strengthened`.
+        source: another classifier, deterministic in evaluation, on which the perturbed images are crafted; ``model``
+            itself when None.
+        previous: the outcome at a smaller radius; what is broken there is not attacked again and counts as broken,
+            with its prediction and distance.
 
     Raises:
+        ConfigurationError: the attack needs a ``source``, or cannot use the one given.
         EngineError: the attack left its budget or the box, or returned what is no image. There is no result then.
-        ModelContractError: the model returned NaN for a perturbed image.
+        ModelContractError: the model returned NaN for a perturbed image, or ``source`` does not keep the contract.
     """
+    check_source(attack, source)
+    if attack.kind == "minimum-norm":
+        return measure_minimum_norm(
+            model, clean, attack, [threat], engine=engine, seed=seed, batch_size=batch_size, advance=advance
+        )[0]
+    if threat.eps == 0:
+        return _untouched(clean)
     started = time.perf_counter()
-    prediction = clean.prediction.clone()
-    distance = torch.zeros(len(prediction), dtype=torch.float64, device=prediction.device)
-    attacked = clean.correct.nonzero().squeeze(1)
-    n_passes = 0
-    passes_per_image = attack.n_gradients * max(clean.eot_samples, 1)
-    survivors = torch.zeros(REPEATED_PREDICTIONS if clean.eot_samples else 0, dtype=torch.int64)
-    randomness = GlobalRandomness(seed + _PREDICTION_SEED)
-    if threat.eps > 0:
-        with frozen(model):
+    outcomes = _Outcomes(model, clean, seed, batch_size)
+    left = clean.correct.clone()
+    if previous is not None:
+        done = torch.from_numpy(previous.outcome == Outcome.BROKEN).to(left.device)
+        left &= ~done
+        outcomes.prediction[done] = torch.from_numpy(previous.prediction).to(outcomes.prediction)[done]
+        outcomes.distance[done] = torch.from_numpy(previous.distance).to(outcomes.distance)[done]
+        outcomes.survives[:, done] = False
+    if source is not None:
+        check_classifier(source, to_pixels(clean.images[:32]), clean.n_classes)
+    eot_samples = clean.eot_samples if source is None else 0
+    n_passes, passes_per_image = 0, attack.n_gradients * max(eot_samples, 1)
+    cost_per_image = passes_per_image + FORWARD_COST * attack.n_forwards
+    crafted_on, size = source or model, attack.call_size or batch_size
+    with frozen(model), frozen(crafted_on):
+        for start in range(n_starts(attack, engine.name, protocol)):
             perturb = _attacker(
-                model,
+                crafted_on,
                 attack,
                 threat,
                 engine,
                 n_classes=clean.n_classes,
                 image_shape=tuple(clean.images.shape[1:]),
-                batch_size=batch_size,
+                batch_size=size,
+                seed=seed + start * _RESTART_SEED,
+                eot_samples=eot_samples,
+                best_iterate=protocol == "strong",
+            )
+            attacked = left.nonzero().squeeze(1)
+            for part in batches(len(attacked), size):
+                index = attacked[part]
+                x = to_pixels(clean.images[index])
+                outcomes.record(index, x, perturb(x, clean.labels[index]), threat.norm)
+                n_passes += len(index) * passes_per_image
+                if advance is not None:
+                    advance(len(index) * cost_per_image)
+            left &= outcomes.prediction == clean.labels
+    return outcomes.measurement(n_passes, time.perf_counter() - started)
+
+
+def measure_minimum_norm(
+    model: nn.Module,
+    clean: CleanOutcome,
+    attack: AttackSpec,
+    threats: Sequence[Threat],
+    *,
+    engine: Engine,
+    seed: int = 0,
+    batch_size: int = 128,
+    advance: Callable[[float], None] | None = None,
+) -> list[Measurement]:
+    """Look for the nearest adversarial example of every correctly classified image, once, and hold it to each radius.
+
+    At a radius an image is broken if the example found for it is misclassified and lies within the radius. An image
+    for which the attack found nothing is broken at none.
+
+    Args:
+        model: the classifier that ``clean`` is of.
+        clean: see :func:`clean_outcome`.
+        attack: of kind ``"minimum-norm"``.
+        threats: of one norm, ascending, 0 or not.
+        engine: as for :func:`measure`.
+        seed: as there.
+        batch_size: as there.
+        advance: as there.
+
+    Returns:
+        One measurement for each threat. Distances are those of the examples where they break the image, else 0.
+
+    Raises:
+        EngineError: the attack left the box, or returned what is no image. There is no result then.
+        ModelContractError: the model returned NaN for a perturbed image.
+    """
+    started = time.perf_counter()
+    outcomes = _Outcomes(model, clean, seed, batch_size)
+    attacked = clean.correct.nonzero().squeeze(1)
+    within = torch.zeros(len(threats), len(clean.correct), dtype=torch.bool, device=clean.correct.device)
+    n_passes, passes_per_image = 0, attack.n_gradients * max(clean.eot_samples, 1)
+    size = attack.call_size or batch_size
+    first = next((k for k, threat in enumerate(threats) if threat.eps > 0), None)
+    if first is not None:
+        norm = threats[first].norm
+        with frozen(model):
+            perturb = _attacker(
+                model,
+                attack,
+                whole_box(norm, tuple(clean.images.shape[1:])),
+                engine,
+                n_classes=clean.n_classes,
+                image_shape=tuple(clean.images.shape[1:]),
+                batch_size=size,
                 seed=seed,
                 eot_samples=clean.eot_samples,
             )
-            for part in batches(len(attacked), batch_size):
+            for part in batches(len(attacked), size):
                 index = attacked[part]
                 x = to_pixels(clean.images[index])
                 x_adv = perturb(x, clean.labels[index])
-                with randomness:
-                    prediction[index] = predict(model, x_adv, batch_size=batch_size)
-                    for i in range(len(survivors)):
-                        repeated = predict(model, x_adv, batch_size=batch_size) if i else prediction[index]
-                        survivors[i] += int((repeated == clean.labels[index]).sum())
-                distance[index] = threat.distance(x, x_adv)
+                outcomes.record(index, x, x_adv, norm)
+                for k, threat in enumerate(threats):
+                    within[k, index] = threat.within(x, x_adv)
                 n_passes += len(index) * passes_per_image
                 if advance is not None:
-                    advance(len(index) * passes_per_image)
-    outcome = torch.full_like(prediction, Outcome.MISCLASSIFIED)
-    outcome[clean.correct] = torch.where(
-        prediction[clean.correct] == clean.labels[clean.correct], Outcome.SURVIVED, Outcome.BROKEN
-    )
-    return Measurement(
-        prediction.cpu().numpy().astype(np.int32),
-        outcome.cpu().numpy().astype(np.int8),
-        distance.cpu().numpy().astype(np.float32),
-        n_passes,
-        time.perf_counter() - started,
-        tuple((survivors.double() / len(prediction)).tolist()) if threat.eps > 0 else clean.repeated_accuracy,
-    )
+                    advance(len(index) * (passes_per_image + FORWARD_COST * attack.n_forwards))
+    seconds = time.perf_counter() - started
+    found = outcomes.prediction != clean.labels
+    measurements = []
+    for k, threat in enumerate(threats):
+        if threat.eps == 0:
+            measurements.append(_untouched(clean))
+            continue
+        at = _Outcomes(model, clean, seed, batch_size)
+        broken = clean.correct & found & within[k]
+        at.prediction[broken], at.distance[broken] = outcomes.prediction[broken], outcomes.distance[broken]
+        at.survives &= outcomes.survives | ~within[k]
+        measurements.append(at.measurement(n_passes if k == first else 0, seconds if k == first else 0.0))
+    return measurements
+
+
+def whole_box(norm: Norm, image_shape: tuple[int, ...]) -> Threat:
+    """The threat that reaches every image with pixels in [0, 1] from every other.
+
+    Args:
+        norm: of the threat.
+        image_shape: (C, H, W).
+    """
+    return Threat(norm, 1.0 if norm == "linf" else math.sqrt(math.prod(image_shape)))
 
 
 def attack(
@@ -276,8 +476,12 @@ def attack(
     seed: int = 0,
     batch_size: int = 128,
     eot_samples: int = 0,
+    source: nn.Module | None = None,
 ) -> Tensor:
     """Attack every image of a batch, correctly classified or not.
+
+    A minimum-norm attack knows no radius: of what it finds, the examples within ``threat`` are returned, and the images
+    themselves for which there is none, or which are misclassified as they are.
 
     Args:
         model: any classifier: pixels in [0, 1] in, logits out, normalisation inside.
@@ -285,42 +489,58 @@ def attack(
         y: true labels, integer, shape (N,).
         name_or_spec: the name of an attack (``robustfdd list``), the path of an attack file, or a specification.
         threat: norm and radius, in pixel units.
-        engine: ``"foolbox"`` or ``"art"``.
+        engine: ``"foolbox"``, ``"art"`` or ``"native"``.
         seed: of everything random in the attack.
         batch_size: images attacked at once; the result does not depend on it, unless the model's forward is random.
         eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that are
             averaged for one gradient, from 1.
+        source: another classifier, deterministic in evaluation, on which the perturbed images are crafted, on the
+            device of ``model``; ``model`` itself when None.
 
     Returns:
         The perturbed images, within budget and box, shape (N, C, H, W), on the device of ``x``.
 
     Raises:
-        ConfigurationError: the attack or engine is unknown, or the engine does not offer the attack in this norm.
-        ModelContractError: model, images or labels do not keep the contract.
+        ConfigurationError: the attack or engine is unknown, the engine does not offer the attack in this norm, or the
+            attack needs a ``source`` or cannot use the one given.
+        ModelContractError: model, source, images or labels do not keep the contract.
         EngineError: the attack left its budget or the box.
     """
     spec = name_or_spec if isinstance(name_or_spec, AttackSpec) else load_attack(name_or_spec)
     runner = get_engine(engine)
+    check_source(spec, source)
     check_images(x)
     if len(x) == 0:
         return x.clone()
     n_classes = check_classifier(model, x[:32].to(device_of(model)), random=eot_samples > 0)
     check_labels(y, len(x), n_classes)
+    if source is not None:
+        check_classifier(source, x[:32].to(device_of(model)), n_classes)
     if threat.eps == 0:
         return x.clone()
+    nearest = spec.kind == "minimum-norm"
+    image_shape, size = tuple(x.shape[1:]), spec.call_size or batch_size
+    crafted_on, randomness = source or model, GlobalRandomness(seed + _PREDICTION_SEED)
     out = torch.empty_like(x)
-    with frozen(model):
+    with frozen(model), frozen(crafted_on):
         perturb = _attacker(
-            model,
+            crafted_on,
             spec,
-            threat,
+            whole_box(threat.norm, image_shape) if nearest else threat,
             runner,
             n_classes=n_classes,
-            image_shape=tuple(x.shape[1:]),
-            batch_size=batch_size,
+            image_shape=image_shape,
+            batch_size=size,
             seed=seed,
-            eot_samples=eot_samples,
+            eot_samples=eot_samples if source is None else 0,
         )
-        for part in batches(len(x), batch_size):
-            out[part] = perturb(x[part].to(device_of(model)), y[part].to(device_of(model))).to(x)
+        for part in batches(len(x), size):
+            images, labels = x[part].to(device_of(model)), y[part].to(device_of(model)).long()
+            x_adv = perturb(images, labels)
+            if nearest:
+                with randomness:
+                    right, wrong = predict(model, images) == labels, predict(model, x_adv) != labels
+                found = right & wrong & threat.within(images, x_adv)
+                x_adv = torch.where(found[:, None, None, None], x_adv, images)
+            out[part] = x_adv.to(x)
     return out

@@ -5,16 +5,31 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.threat import Norm, Threat
+from robustfdd.threat import MAX_EPS, Norm, Threat
 
-EngineName = Literal["foolbox", "art"]
+EngineName = Literal["foolbox", "art", "native"]
 ENGINES: tuple[EngineName, ...] = get_args(EngineName)
+#: The engines that are libraries of others, which attack unless something else is asked for.
+LIBRARIES: tuple[EngineName, ...] = ("foolbox", "art")
+AttackKind = Literal["budget", "minimum-norm"]
+Access = Literal["gradient", "score", "decision", "noise", "transfer"]
+Protocol = Literal["paper", "strong"]
 EpsUnit = Literal["pixel", "normalized"]
 Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
@@ -39,10 +54,27 @@ def _checked_name(name: str) -> str:
 
 
 class Spelling(Spec):
-    """How one engine spells one attack in one norm: its class, and every argument of the class's constructor."""
+    """How one engine spells one attack in one norm: its class, and every argument of the class's constructor.
+
+    Attributes:
+        class_: the class.
+        arguments: literals, or references to parameters as ``"$name"``.
+        components: the attacks that an ensemble runs, in their order; the argument ``"$components"`` stands for them.
+    """
 
     class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z]\w*$")]
     arguments: Mapping[str, Scalar]
+    components: tuple[Spelling, ...] = ()
+
+
+#: What ``"$components"`` becomes: the class of each component and the arguments of its constructor.
+Components: TypeAlias = list[tuple[str, dict[str, Any]]]
+
+#: Under protocol ``strong``, the length of a step in units of the radius is this divided by the number of steps, so
+#: that an ascent can cross the ball and come back (Madry et al. 2018 and their successors use it) ...
+STRONG_REACH = 2.5
+#: ... and an attack that begins at random does so this often.
+STRONG_RESTARTS = 3
 
 
 class AttackSpec(Spec):
@@ -54,9 +86,18 @@ class AttackSpec(Spec):
         summary: one line for ``robustfdd list``.
         reference: where the attack was published.
         deterministic: whether the same model and image always give the same perturbation.
-        gradient_evaluations: input gradients per image, a number or a reference to a parameter.
+        gradient_evaluations: input gradients per image, a number, or a sum of products of numbers and parameters, such
+            as ``"2 * $steps * $restarts"``; the most there can be where the attack stops early.
         parameters: neutral parameters; steps are relative to eps.
         engines: for each engine and norm, the spelling.
+        kind: ``"budget"``: looks for an adversarial example inside a given radius; ``"minimum-norm"``: for the nearest
+            one, so that a single run gives the outcome at every radius.
+        access: what it needs of the model: ``"gradient"``, ``"score"`` (logits), ``"decision"`` (the predicted class),
+            ``"noise"`` (the same, of random perturbations), or ``"transfer"``: gradients of another model.
+        forward_evaluations: passes without a gradient per image, like ``gradient_evaluations``; only progress bars
+            depend on it.
+        images_per_call: for an attack whose result for an image depends on which others share its batch, how many
+            always do, whatever batch size is asked for: a number or a reference to a parameter.
     """
 
     name: str
@@ -67,24 +108,39 @@ class AttackSpec(Spec):
     gradient_evaluations: int | str
     parameters: Mapping[str, Scalar]
     engines: Mapping[EngineName, Mapping[Norm, Spelling]]
+    kind: AttackKind = "budget"
+    access: Access = "gradient"
+    forward_evaluations: int | str = 0
+    images_per_call: Annotated[int, Field(ge=1)] | str | None = None
 
     _name = field_validator("name")(_checked_name)
 
     @model_validator(mode="after")
     def _references_exist(self) -> AttackSpec:
-        known = {**self._derived(1.0, 1), **self.parameters}
-        values: dict[str, Scalar] = {"gradient_evaluations": self.gradient_evaluations}
+        known = {*self._derived(1.0, 1), *self.parameters}
+        values: list[tuple[str, Scalar]] = []
         for engine, norms in self.engines.items():
-            for norm, spelling in norms.items():
-                values |= {f"engines.{engine}.{norm}.arguments.{key}": v for key, v in spelling.arguments.items()}
-        for key, value in values.items():
-            if isinstance(value, str) and value.startswith("$") and value[1:] not in known:
-                raise ValueError(f"{key} refers to {value}; allowed: {', '.join('$' + name for name in sorted(known))}")
+            for norm, whole in norms.items():
+                for spelling in (whole, *whole.components):
+                    key = f"engines.{engine}.{norm}.arguments"
+                    names = known | {"components"} if whole.components and spelling is whole else known
+                    values += [(f"{key}.{name}", v) for name, v in spelling.arguments.items() if v not in _refer(names)]
+        allowed = ", ".join(f"${name}" for name in sorted(known))
+        for key, value in values:
+            if isinstance(value, str) and value.startswith("$"):
+                raise ValueError(f"{key} refers to {value}; allowed: {allowed}")
+        for key in ("gradient_evaluations", "forward_evaluations", "images_per_call"):
+            for factor in itertools.chain(*_terms(getattr(self, key) or 0)):
+                number = self.parameters.get(factor[1:]) if isinstance(factor, str) else factor
+                if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                    raise ValueError(
+                        f"{key} has the factor {factor!r}; allowed: whole numbers, and parameters that are such"
+                    )
         return self
 
     @model_validator(mode="after")
     def _steps_are_positive(self) -> AttackSpec:
-        for key in ("steps", "relative_step"):
+        for key in ("steps", "relative_step", "restarts"):
             value = self.parameters.get(key, 1)
             if isinstance(value, (bool, str)) or not 0 < value < math.inf:
                 raise ValueError(f"parameters.{key} must be a number above 0, not {value!r}")
@@ -92,7 +148,13 @@ class AttackSpec(Spec):
 
     def _derived(self, eps: float, batch_size: int) -> dict[str, Scalar | None]:
         step = self.parameters.get("relative_step", 1.0)
-        return {"eps": eps, "step": float(step) * eps, "batch_size": batch_size, "none": None}
+        return {
+            "eps": eps,
+            "double_eps": 2 * eps,
+            "step": float(step) * eps,
+            "batch_size": batch_size,
+            "none": None,
+        }
 
     def _resolve(self, value: Scalar, eps: float, batch_size: int) -> Scalar | None:
         if isinstance(value, str) and value.startswith("$"):
@@ -100,17 +162,49 @@ class AttackSpec(Spec):
             return known[value[1:]]
         return value
 
+    def _count(self, expression: int | str) -> int:
+        return sum(math.prod(int(self._resolve(factor, 1.0, 1) or 0) for factor in term) for term in _terms(expression))
+
     @property
     def n_gradients(self) -> int:
-        """Input gradients computed per image and epsilon."""
-        return int(self._resolve(self.gradient_evaluations, 1.0, 1) or 0)
+        """Input gradients computed per image and epsilon, or per image where one run serves all epsilons."""
+        return self._count(self.gradient_evaluations)
+
+    @property
+    def n_forwards(self) -> int:
+        """Passes without a gradient, per image as :attr:`n_gradients`."""
+        return self._count(self.forward_evaluations)
+
+    @property
+    def call_size(self) -> int | None:
+        """How many images share a call, whatever the batch size; None where it does not matter."""
+        return None if self.images_per_call is None else self._count(self.images_per_call)
 
     def norms(self, engine: EngineName) -> tuple[Norm, ...]:
         """The norms in which the engine can run this attack."""
         return tuple(self.engines.get(engine, {}))
 
+    @property
+    def offer(self) -> str:
+        """Its engines and their norms, in words."""
+        return "; ".join(f"{engine}: {', '.join(norms)}" for engine, norms in self.engines.items())
+
+    def offered(self, norm: Norm, engines: Sequence[EngineName]) -> tuple[EngineName, ...]:
+        """Those of the engines that offer this attack in the norm.
+
+        Raises:
+            ConfigurationError: none does.
+        """
+        found = tuple(engine for engine in engines if norm in self.norms(engine))
+        if not found:
+            raise ConfigurationError(
+                f"attack {self.name!r} is offered by none of the engines {', '.join(engines)} in norm {norm!r}; "
+                f"offered: {self.offer}"
+            )
+        return found
+
     def spelled(self, engine: EngineName, threat: Threat, batch_size: int) -> tuple[str, dict[str, Any]]:
-        """The class of the library and the arguments of its constructor.
+        """The class of the library and the arguments of its constructor; components as :data:`Components`.
 
         Raises:
             ConfigurationError: the engine does not offer this attack in this norm.
@@ -118,12 +212,19 @@ class AttackSpec(Spec):
         try:
             spelling = self.engines[engine][threat.norm]
         except KeyError:
-            offered = "; ".join(f"{e}: {', '.join(norms)}" for e, norms in self.engines.items())
             raise ConfigurationError(
-                f"attack {self.name!r} is not offered by engine {engine!r} in norm {threat.norm!r}; offered: {offered}"
+                f"attack {self.name!r} is not offered by engine {engine!r} in norm {threat.norm!r}; "
+                f"offered: {self.offer}"
             ) from None
-        arguments = {k: self._resolve(v, threat.eps, batch_size) for k, v in spelling.arguments.items()}
-        return spelling.class_, arguments
+
+        def resolved(part: Spelling) -> tuple[str, dict[str, Any]]:
+            components: Components = [resolved(component) for component in part.components]
+            return part.class_, {
+                key: components if value == "$components" else self._resolve(value, threat.eps, batch_size)
+                for key, value in part.arguments.items()
+            }
+
+        return resolved(spelling)
 
     def with_parameters(self, overrides: Mapping[str, Scalar]) -> AttackSpec:
         """The same attack with some of its parameters changed.
@@ -151,6 +252,79 @@ class AttackSpec(Spec):
         except ValidationError as error:
             raise ConfigurationError(f"attack {self.name!r}: {error.errors()[0]['msg']}") from None
 
+    def strengthened(self, given: Collection[str] = ()) -> AttackSpec:
+        """The same attack as protocol ``strong`` runs it; see :data:`STRONG_REACH` and :data:`STRONG_RESTARTS`.
+
+        Args:
+            given: names of parameters that somebody chose, which stay.
+        """
+        changes: dict[str, Scalar] = {}
+        if {"steps", "relative_step"} <= set(self.parameters):
+            changes["relative_step"] = STRONG_REACH / float(self.parameters["steps"])
+        if "restarts" in self.parameters:
+            changes["restarts"] = max(int(self.parameters["restarts"]), STRONG_RESTARTS)
+        return self.with_parameters({key: value for key, value in changes.items() if key not in given})
+
+
+def _refer(names: Collection[str]) -> set[Scalar]:
+    return {f"${name}" for name in names}
+
+
+def _terms(expression: int | str) -> list[list[int | str]]:
+    """The factors of the terms of such as ``"3 * $steps + 1"``; what is no number stays text."""
+    return [
+        [int(factor) if factor.isdecimal() else factor for factor in map(str.strip, term.split("*"))]
+        for term in str(expression).split("+")
+    ]
+
+
+#: The one step of fast adversarial training, in units of the radius: Wong, Rice & Kolter 2020.
+FAST_STEP = 1.25
+
+
+class AdversarialTraining(Spec):
+    """Training on perturbed images in the place of the clean ones; see :mod:`robustfdd.adversarial_training`.
+
+    Attributes:
+        attack: ``"pgd"``: projected gradient ascent from a random start (Madry et al. 2018); ``"fast"``: one step of
+            :data:`FAST_STEP` radii from a random start (Wong, Rice & Kolter 2020), in L-infinity only.
+        norm: of the ball.
+        eps: its radius in PIXEL units, whatever the study's ``eps_unit`` is; above 0.
+        steps: of PGD; 1 for ``"fast"``, where it is not to be given.
+        relative_step: their length in units of the radius; :data:`FAST_STEP` for ``"fast"``, where it is not to be
+            given.
+    """
+
+    attack: Literal["pgd", "fast"]
+    norm: Norm = "linf"
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    steps: Annotated[int, Field(ge=1)] = 7
+    relative_step: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fast_is_one_step(cls, value: object) -> object:
+        if isinstance(value, Mapping) and value.get("attack") == "fast":
+            return {"steps": 1, "relative_step": FAST_STEP, **value}
+        return value
+
+    @field_validator("eps")
+    @classmethod
+    def _reasonable(cls, eps: float, info: ValidationInfo) -> float:
+        norm = info.data.get("norm")
+        if norm is not None and eps > MAX_EPS[norm]:
+            raise ValueError(f"in pixel units, for pixels in [0, 1], it must be at most {MAX_EPS[norm]:g} in {norm}")
+        return eps
+
+    @model_validator(mode="after")
+    def _fast_is_what_was_published(self) -> AdversarialTraining:
+        if self.attack == "fast":
+            if self.norm != "linf":
+                raise ValueError("attack 'fast' is for norm 'linf'; use 'pgd' for 'l2'")
+            if (self.steps, self.relative_step) != (1, FAST_STEP):
+                raise ValueError(f"attack 'fast' takes 1 step of {FAST_STEP:g} eps; leave steps and relative_step out")
+        return self
+
 
 class Recipe(Spec):
     """How a model is trained: SGD on the cross-entropy.
@@ -167,6 +341,7 @@ class Recipe(Spec):
         precision: ``"fp32"``, or ``"bf16"`` for convolutions and products in bfloat16 (autocast) while training, about
             twice as fast where the hardware has it. Weights stay in single precision, densities and masks are computed
             in it from maps that were rounded, and everything that is measured afterwards is in it altogether.
+        adversarial: how the images are perturbed while training; not at all when left out.
     """
 
     epochs: Annotated[int, Field(ge=1)]
@@ -178,12 +353,43 @@ class Recipe(Spec):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     augmentation: Literal["none", "flip", "crop", "crop-flip"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
+    adversarial: AdversarialTraining | None = None
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Recipe:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
+
+    @model_serializer(mode="wrap")
+    def _nothing_about_what_is_not_done(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # So that a training without it is written as it was before there was any.
+        content: dict[str, Any] = handler(self)
+        return {key: value for key, value in content.items() if (key, value) != ("adversarial", None)}
+
+    @property
+    def n_gradients(self) -> int:
+        """Input gradients computed per image and epoch, for adversarial training."""
+        return self.adversarial.steps if self.adversarial else 0
+
+    def changed(self, changes: Mapping[str, Any]) -> Recipe:
+        """The same recipe with some of its values changed.
+
+        Raises:
+            ValidationError: of pydantic; the result is no recipe.
+        """
+        return Recipe.model_validate({**self.model_dump(), **changes})
+
+
+class RecipeChanges(Recipe):
+    """Some values of a recipe: those that a method of a study is trained with in the place of the study's."""
+
+    epochs: Annotated[int, Field(ge=1)] = 1  # like all of them, only a change where it is given
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The changes, by the name of the value."""
+        return {key: value for key, value in self.model_dump().items() if key in self.model_fields_set}
 
 
 class ModelOptions(Spec):
@@ -202,6 +408,7 @@ class Method(Spec):
         options: keyword arguments of the dropout module, e.g. ``rescale``.
         eot_samples: passes that an attack averages for one gradient (expectation over transformation), for a method
             whose forward is random in evaluation and only for such a one, which must state it; 1 averages nothing.
+        recipe: what is changed in the study's recipe for this method, e.g. ``adversarial``.
     """
 
     dropout: str
@@ -209,6 +416,7 @@ class Method(Spec):
     placement: Placement = "last"
     options: Mapping[str, Scalar] = {}
     eot_samples: Annotated[int, Field(ge=1)] | None = None
+    recipe: RecipeChanges = RecipeChanges()
 
     @model_validator(mode="before")
     @classmethod
@@ -226,11 +434,19 @@ Eps = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 
 class AttackUse(Spec):
-    """One attack of a study, with the epsilons it is run at in each norm, in the study's unit."""
+    """One attack of a study, with the epsilons it is run at in each norm, in the study's unit.
+
+    Attributes:
+        name: of an attack, or the path of an attack file.
+        eps: for each norm, ascending.
+        parameters: changes to those of the attack.
+        engines: what runs it, in the place of the study's engines.
+    """
 
     name: str
     eps: Annotated[Mapping[Norm, tuple[Eps, ...]], Field(min_length=1)]
     parameters: Mapping[str, Scalar] = {}
+    engines: Annotated[tuple[EngineName, ...], Field(min_length=1)] | None = None
 
     @field_validator("eps")
     @classmethod
@@ -243,6 +459,20 @@ class AttackUse(Spec):
         return value
 
 
+class AuditSettings(Spec):
+    """What of each model of a study is audited.
+
+    Attributes:
+        norm: of the number under audit; chosen by the audit when left out.
+        eps: its radius, in the study's unit; chosen by the audit when left out.
+        images: how many of the test images are looked at.
+    """
+
+    norm: Norm | None = None
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    images: Annotated[int, Field(ge=1)] = 200
+
+
 class StudySpec(Spec):
     """One study: what is trained, what attacks it, and over which epsilons.
 
@@ -253,8 +483,10 @@ class StudySpec(Spec):
         dataset: a name of ``robustfdd list`` or ``folder:PATH``.
         methods: the regularisers compared, in the order of the tables' columns.
         seeds: of the training runs.
-        engines: the libraries that attack; tables show the first.
-        protocol: ``"paper"``: each epsilon by itself, last iterate.
+        engines: what attacks: each attack runs through those of them that offer it; tables show the first.
+        protocol: ``"paper"``: each epsilon by itself, last iterate. ``"strong"``: steps of :data:`STRONG_REACH` radii
+            together, :data:`STRONG_RESTARTS` starts, best iterate, and an image broken at one epsilon is broken at
+            every larger one.
         eps_unit: of all epsilons of the file. ``"normalized"`` epsilons are in units of the model's normalisation.
         normalization: of the model's input. ``"z-score"``: the data set's one mean and one standard deviation;
             ``"zero-one"``: none, pixels are in [0, 1] already.
@@ -262,6 +494,7 @@ class StudySpec(Spec):
         model: the network.
         recipe: the training.
         attacks: with their epsilons.
+        audit: what is audited of each model; the audit's own choice when left out.
         open_choices: for every quantity that the source leaves open, the key and the reason for its value.
     """
 
@@ -271,17 +504,32 @@ class StudySpec(Spec):
     dataset: str
     methods: Annotated[tuple[Method, ...], Field(min_length=1)]
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0,)
-    engines: Annotated[tuple[EngineName, ...], Field(min_length=1)] = ENGINES
-    protocol: Literal["paper"] = "paper"
+    engines: Annotated[tuple[EngineName, ...], Field(min_length=1)] = LIBRARIES
+    protocol: Protocol = "paper"
     eps_unit: EpsUnit
     normalization: Normalization = "z-score"
     test_images: Annotated[int, Field(ge=1)] | None = None
     model: ModelOptions = ModelOptions()
     recipe: Recipe
     attacks: Annotated[tuple[AttackUse, ...], Field(min_length=1)]
+    audit: AuditSettings | None = None
     open_choices: Mapping[str, str] = {}
 
     _name = field_validator("name")(_checked_name)
+
+    @model_validator(mode="after")
+    def _methods_have_recipes(self) -> StudySpec:
+        for index, method in enumerate(self.methods):
+            try:
+                self.recipe_of(method)
+            except ValidationError as error:  # values that are right each by itself, but not together
+                problem = error.errors()[0]
+                raise ValueError(f"methods.{index}.recipe: {problem['msg'].removeprefix('Value error, ')}") from None
+        return self
+
+    def recipe_of(self, method: Method) -> Recipe:
+        """What a method of this study is trained with: the study's recipe and the method's changes to it."""
+        return self.recipe.changed(method.recipe.given)
 
     @model_validator(mode="after")
     def _nothing_twice(self) -> StudySpec:
@@ -289,6 +537,7 @@ class StudySpec(Spec):
             "methods (label)": [m.label for m in self.methods],
             "seeds": self.seeds,
             "engines": self.engines,
+            **{f"attacks.{index}.engines": use.engines or () for index, use in enumerate(self.attacks)},
         }
         for key, values in lists.items():
             twice = sorted({str(v) for v in values if list(values).count(v) > 1})

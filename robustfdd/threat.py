@@ -73,7 +73,7 @@ class Threat:
         Returns:
             Boolean, shape (N,). NaN in ``x_adv`` counts as outside.
         """
-        slack = BUDGET_ATOL if self.norm == "linf" else BUDGET_ATOL * math.sqrt(x[0].numel())
+        slack = BUDGET_ATOL if self.norm == "linf" else BUDGET_ATOL * math.sqrt(x.shape[1:].numel())
         return self.distance(x, x_adv) <= self.eps * (1 + BUDGET_RTOL) + slack
 
 

@@ -1,4 +1,4 @@
-"""Training: SGD on the cross-entropy, with data and augmentation on the device."""
+"""Training: SGD on the cross-entropy, of clean or of adversarial images, with data and augmentation on the device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustfdd.adversarial_training import craft
 from robustfdd.classifier import device_of, predict, weights_digest
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
@@ -31,7 +32,8 @@ class Epoch:
 
     Attributes:
         epoch: from 1.
-        loss: mean cross-entropy over the epoch, on the augmented images, with the dropout active.
+        loss: mean cross-entropy over the epoch, on the augmented images, with the dropout active; in adversarial
+            training on the perturbed ones.
         train_accuracy: on the same passes.
         learning_rate: at the end of the epoch.
         seconds: wall time.
@@ -75,6 +77,8 @@ def _one_epoch(
         y = labels[index]
         for layer in layers:
             layer.progress = (epoch + seen / len(labels)) / recipe.epochs
+        if recipe.adversarial:
+            x = craft(model, x, y, recipe, generator)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
@@ -105,7 +109,8 @@ def fit(
         model: pixels in [0, 1] in, logits out, on the device of the split.
         split: at least two images.
         recipe: how to train.
-        seed: of the order, the augmentation and the dropout masks. The global random state is left as it was.
+        seed: of the order, the augmentation, the random starts of adversarial training and the dropout masks. The
+            global random state is left as it was.
         advance: called with the number of images of each step, for a progress bar.
 
     Returns:
@@ -165,7 +170,7 @@ def train(
             classifier that is not of this package the checkpoint holds the weights only.
         dataset: moved to that device if it is elsewhere.
         recipe: how to train.
-        seed: of the order, the augmentation and the dropout masks.
+        seed: of the order, the augmentation, the random starts of adversarial training and the dropout masks.
         out: the checkpoint, ending in ``.safetensors``; ``.json`` of the same name tells its history.
         label: what reports call the method; the name of the dropout when None.
         advance: called with the number of images of each step, for a progress bar.

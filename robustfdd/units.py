@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,21 @@ from robustfdd.classifier import frozen, tensor_digest, weights_digest
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices, to_pixels
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError
-from robustfdd.measure import CleanOutcome, clean_outcome, measure
+from robustfdd.errors import ConfigurationError, UnitError
+from robustfdd.measure import (
+    FORWARD_COST,
+    CleanOutcome,
+    Measurement,
+    clean_outcome,
+    measure,
+    measure_minimum_norm,
+    n_starts,
+)
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Cell, Failure
-from robustfdd.specs import AttackSpec, EngineName, EpsUnit, normalized_eps, pixel_eps
+from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Protocol, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
-
-#: Cost of a forward pass, in input gradients; only progress bars depend on it.
-FORWARD_COST = 0.4
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,21 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A model that perturbed images are crafted on to be tried on others.
+
+    Attributes:
+        label: of its method.
+        identity: a hash of its weights; results depend on it.
+        load: gives the model, on the device of those it is tried on.
+    """
+
+    label: str
+    identity: str
+    load: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
 class AttackUnit:
     """One model under one attack, norm and engine, over all its epsilons.
 
@@ -66,6 +86,8 @@ class AttackUnit:
         eps: ascending, in ``eps_unit``, without 0.
         eps_unit: of ``eps``.
         eot_samples: passes averaged for one gradient; 0 for a model with a deterministic forward.
+        protocol: see :func:`robustfdd.measure.measure`.
+        source: label of the method on whose model the perturbed images are crafted; None for the unit's own.
     """
 
     method: str
@@ -76,6 +98,8 @@ class AttackUnit:
     eps: tuple[float, ...]
     eps_unit: EpsUnit
     eot_samples: int = 0
+    protocol: Protocol = "paper"
+    source: str | None = None
 
     @property
     def name(self) -> str:
@@ -85,7 +109,10 @@ class AttackUnit:
 
     def cost(self, n_images: int) -> float:
         """In input gradients of one image."""
-        return n_images * len(self.eps) * (self.attack.n_gradients * max(self.eot_samples, 1) + FORWARD_COST)
+        eot_samples = 0 if self.source else self.eot_samples
+        one = self.attack.n_gradients * max(eot_samples, 1) + FORWARD_COST * (1 + self.attack.n_forwards)
+        n_runs = 1 if self.attack.kind == "minimum-norm" else len(self.eps)
+        return n_images * n_runs * n_starts(self.attack, self.engine, self.protocol) * one
 
     def entry(self) -> dict[str, Any]:
         """The unit in the manifest's plan."""
@@ -96,6 +123,7 @@ class AttackUnit:
             "attack": self.attack.name,
             "norm": self.norm,
             "engine": self.engine,
+            **({"source": self.source} if self.source else {}),
         }
 
 
@@ -150,19 +178,26 @@ def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
     return hashlib.sha256((weights_digest(model) + tensor_digest({"logits": logits})).encode()).hexdigest()
 
 
-def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int) -> str:
+def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int, source: Source | None = None) -> str:
     """A hash of everything that the unit's result depends on."""
     libraries = provenance.versions()
+    # What has its default is left out: the keys of results from before there was a choice stay what they were.
+    chosen: dict[str, object] = {}
+    if unit.protocol != "paper":
+        chosen["protocol"] = unit.protocol
+    if source is not None:
+        chosen["source"] = [source.label, source.identity]
     return _digest(
         {
             "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity],
             "eot_samples": subject.eot_samples,
-            "attack": unit.attack.model_dump(mode="json"),
+            "attack": unit.attack.model_dump(mode="json", exclude_defaults=True),
             "threats": [unit.norm, list(unit.eps), unit.eps_unit],
             "engine": unit.engine,
             "attack_seed": attack_seed,
             "data": [test.dataset.sha256, _digest(test.index.tolist())],
             "versions": libraries,
+            **chosen,
         }
     )
 
@@ -177,51 +212,91 @@ def attack_cells(
     attack_seed: int,
     batch_size: int,
     display: Display,
+    source: nn.Module | None = None,
 ) -> list[Cell]:
-    """Run one unit: a cell for eps = 0 and one for each of its epsilons."""
+    """Run one unit: a cell for eps = 0 and one for each of its epsilons; ``source`` is what it is crafted on."""
+    grid = (0.0, *unit.eps)
+    threats = [Threat(unit.norm, pixel_eps(eps, unit.eps_unit, subject.eps_scale)) for eps in grid]
+    results = _measured(
+        model,
+        clean,
+        unit,
+        threats,
+        attack_seed=attack_seed,
+        batch_size=batch_size,
+        display=display,
+        source=source,
+    )
+    return [
+        Cell(
+            study=subject.study,
+            method=subject.method,
+            dataset=test.dataset.name,
+            seed=subject.seed,
+            attack=unit.attack.name,
+            norm=unit.norm,
+            engine=unit.engine,
+            protocol=unit.protocol,
+            deterministic=unit.attack.deterministic,
+            eps_pixel=threat.eps,
+            eps_normalized=normalized_eps(eps, unit.eps_unit, subject.eps_scale),
+            attack_seed=attack_seed,
+            gradient_passes=result.gradient_passes,
+            seconds=result.seconds,
+            image_index=test.index.astype(np.int32),
+            label=clean.labels.cpu().numpy().astype(np.int32),
+            clean_prediction=clean.prediction.cpu().numpy().astype(np.int32),
+            prediction=result.prediction,
+            outcome=result.outcome,
+            distance=result.distance,
+            eot_samples=clean.eot_samples,
+            repeated_accuracy=result.repeated_accuracy,
+        )
+        for eps, threat, result in zip(grid, threats, results, strict=True)
+    ]
+
+
+def _measured(
+    model: nn.Module,
+    clean: CleanOutcome,
+    unit: AttackUnit,
+    threats: Sequence[Threat],
+    *,
+    attack_seed: int,
+    batch_size: int,
+    display: Display,
+    source: nn.Module | None,
+) -> list[Measurement]:
+    """The unit at each of the radii, ascending: in one run, each by itself, or each going on from the one before."""
     engine = get_engine(unit.engine)
-    labels = clean.labels.cpu().numpy().astype(np.int32)
-    clean_prediction = clean.prediction.cpu().numpy().astype(np.int32)
-    cells = []
-    for eps in (0.0, *unit.eps):
-        eps_pixel = pixel_eps(eps, unit.eps_unit, subject.eps_scale)
-        result = measure(
+    if unit.attack.kind == "minimum-norm":
+        return measure_minimum_norm(
             model,
             clean,
             unit.attack,
-            Threat(unit.norm, eps_pixel),
+            threats,
             engine=engine,
             seed=attack_seed,
             batch_size=batch_size,
             advance=display.advance,
         )
-        cells.append(
-            Cell(
-                study=subject.study,
-                method=subject.method,
-                dataset=test.dataset.name,
-                seed=subject.seed,
-                attack=unit.attack.name,
-                norm=unit.norm,
-                engine=unit.engine,
-                protocol="paper",
-                deterministic=unit.attack.deterministic,
-                eps_pixel=eps_pixel,
-                eps_normalized=normalized_eps(eps, unit.eps_unit, subject.eps_scale),
-                attack_seed=attack_seed,
-                gradient_passes=result.gradient_passes,
-                seconds=result.seconds,
-                image_index=test.index.astype(np.int32),
-                label=labels,
-                clean_prediction=clean_prediction,
-                prediction=result.prediction,
-                outcome=result.outcome,
-                distance=result.distance,
-                eot_samples=clean.eot_samples,
-                repeated_accuracy=result.repeated_accuracy,
-            )
+    results: list[Measurement] = []
+    for threat in threats:
+        result = measure(
+            model,
+            clean,
+            unit.attack,
+            threat,
+            engine=engine,
+            seed=attack_seed,
+            batch_size=batch_size,
+            advance=display.advance,
+            protocol=unit.protocol,
+            source=source,
+            previous=results[-1] if results and unit.protocol == "strong" else None,
         )
-    return cells
+        results.append(result)
+    return results
 
 
 def failure_of(
@@ -252,13 +327,18 @@ def attack_model(
     attack_seed: int,
     batch_size: int,
     display: Display,
+    source: Source | None = None,
 ) -> list[Failure]:
-    """Run the units of one model that are not done yet; the failures, which are also written down."""
+    """Run the units of one model that are not done yet; the failures, which are also written down.
+
+    ``source`` is for the units that are crafted on another model; None makes failures of them.
+    """
     failures = []
     clean: CleanOutcome | None = None
+    sibling: nn.Module | None = None
     for unit in units:
         path = run / "results" / f"{unit.name}.parquet"
-        key = _unit_key(unit, subject, test, attack_seed)
+        key = _unit_key(unit, subject, test, attack_seed, source if unit.source else None)
         if records.read_key(path) == key and records.is_whole(path):
             display.skip(unit.cost(len(test.index)))
             continue
@@ -269,6 +349,12 @@ def attack_model(
         )
         note = ""
         try:
+            if unit.source and source is None:
+                raise UnitError(
+                    f"{unit.attack.name} is crafted on the model of {unit.source!r}{seed}, which could not be trained"
+                )
+            if unit.source and source and sibling is None:
+                sibling = source.load()
             if clean is None:
                 clean = test.clean(model, batch_size, subject.eot_samples)
             cells = attack_cells(
@@ -280,6 +366,7 @@ def attack_model(
                 attack_seed=attack_seed,
                 batch_size=batch_size,
                 display=display,
+                source=sibling if unit.source else None,
             )
         except Exception as error:  # one failing unit must not take the others with it
             failure = failure_of(unit.name, "attack", unit.method, unit.seed, error, unit)

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd import cli, evaluation
+from robustfdd.catalogue import attack_names, load_attack
 from robustfdd.datasets.base import Dataset, Split
 from robustfdd.evaluation import run_evaluation
+from robustfdd.specs import ENGINES, AttackSpec, Scalar
 
 # Networks this small gain nothing from threads, and lose much when several test processes share the cores.
 torch.set_num_threads(1)
@@ -63,6 +65,33 @@ def tiny_net() -> TinyNet:
     net = TinyNet()
     net(torch.rand(8, 1, 10, 10))  # settles the lazy layer and gives the batch norm some statistics
     return net.eval()
+
+
+#: Parameters with which the attacks that take long are done in a moment.
+SHORT: dict[str, dict[str, Scalar]] = {
+    "apgd-ce": {"steps": 10, "restarts": 2},
+    "apgd-dlr": {"steps": 10, "restarts": 2},
+    "apgd-margin": {"steps": 10, "restarts": 2},
+    "autoattack": {"steps": 10, "restarts": 2, "queries": 20},
+    "cw": {"search_steps": 4, "steps": 15, "learning_rate": 0.1, "initial_const": 0.1},
+    "ddn": {"steps": 15},
+    "deepfool": {"steps": 10, "candidates": 3},
+    "fmn": {"steps": 15},
+    "hopskipjump": {"steps": 2, "initial_evaluations": 10},
+    "noise-gaussian": {"draws": 4},
+    "noise-uniform": {"draws": 4},
+    "square": {"steps": 20},
+    "transfer": {"steps": 5},
+}
+#: Every attack with every engine and norm that it is offered in.
+OFFERED = [
+    (name, norm, engine) for name in attack_names() for engine in ENGINES for norm in load_attack(name).norms(engine)
+]
+
+
+def short(name: str) -> AttackSpec:
+    """The attack of that name, short enough for a test."""
+    return load_attack(name).with_parameters(SHORT.get(name, {}))
 
 
 def make_dataset(

@@ -143,7 +143,7 @@ def test_a_study_may_name_an_attack_file(tmp_path: Path) -> None:
         tmp_path, text.replace('name = "pgd"', 'name = "pgd-50"').replace("steps = 10", "steps = 50"), "a.toml"
     )
     study = load_study(write(tmp_path, STUDY.replace('name = "pgd"', f'name = "{attack.as_posix()}"')))
-    assert [spec.name for _, spec in resolve_attacks(study)] == ["fgsm", "pgd-50"]
+    assert [spec.name for _, spec in resolve_attacks(study)] == ["fgsm", "pgd-50", "transfer"]
 
 
 def test_an_attack_file_of_ones_own(tmp_path: Path) -> None:

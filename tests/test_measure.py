@@ -13,7 +13,7 @@ from robustfdd.engines import Perturb, get_engine
 from robustfdd.errors import EngineError, ModelContractError
 from robustfdd.measure import CleanOutcome, clean_outcome, measure
 from robustfdd.records import Outcome
-from robustfdd.specs import ENGINES
+from robustfdd.specs import LIBRARIES
 from robustfdd.threat import NORMS, Threat
 
 FGSM = load_attack("fgsm")
@@ -55,7 +55,7 @@ def clean(linear: LinearModel) -> CleanOutcome:
     return clean_outcome(linear, images, torch.tensor([0, 0, 1, 0]), n_classes=2, batch_size=3)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", LIBRARIES)
 @pytest.mark.parametrize("norm", NORMS)
 def test_every_figure_by_hand(linear: LinearModel, clean: CleanOutcome, norm: str, engine: str) -> None:
     """One pixel counts: eps = 0.15 crosses 0.5 from 0.4 and 0.6, not from 0.2; the fourth is not attacked."""

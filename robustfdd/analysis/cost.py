@@ -4,7 +4,8 @@ Ke et al. 2020 give the time that the density estimation takes in an epoch, and 
 Measured here, on one batch of training images at the recipe's batch size, in one process and by turns, so that another
 load of the machine falls on all of it alike:
 
-* a training step without dropout: forward, backward and the SGD step, on a copy of the network with the layers removed;
+* a training step without dropout: forward, backward and the SGD step, and in adversarial training the perturbation of
+  the images, on a copy of the network with the layers removed;
 * the estimate: :meth:`~robustfdd.dropouts.base.Dropout.drop_probability` of each layer on what it gets from that batch;
 * the mask: :meth:`~robustfdd.dropouts.base.Dropout.multiplier`, the estimate and the draw together. It is what original
   dropout, whose probability is a constant, needs too.
@@ -29,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustfdd import provenance
+from robustfdd.adversarial_training import craft
 from robustfdd.analysis.base import Analysis, TrainedModel, captured_inputs, register
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
@@ -94,9 +96,12 @@ def compute(trained: TrainedModel) -> dict[str, pd.DataFrame]:
         weight_decay=recipe.weight_decay,
     )
 
+    generator = torch.Generator(device).manual_seed(0)
+
     def step() -> None:
+        images = craft(bare, x, y, recipe, generator) if recipe.adversarial else x
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            logits = bare(x)
+            logits = bare(images)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(logits.float(), y).backward()
         optimizer.step()

@@ -96,7 +96,11 @@ def analyse_run(
         return []
     try:
         study, data_sha256 = manifest["study"], manifest["dataset"]["sha256"]
-        named, recipe = study["dataset"], parse(Recipe, study["recipe"], f"{run / 'manifest.json'}: recipe")
+        named, source = study["dataset"], f"{run / 'manifest.json'}: recipe"
+        recipes = {
+            str(method["label"]): parse(Recipe, {**study["recipe"], **method.get("recipe", {})}, source)
+            for method in study["methods"]
+        }
         described = [(str(model["method"]), int(model["seed"]), str(model["checkpoint"])) for model in models]
     except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise RunDirectoryError(f"{run}: the manifest or a model lacks what an analysis needs ({error!r})") from error
@@ -134,7 +138,7 @@ def analyse_run(
                 notes.append(Note("skipped", None, method, seed, str(error)))
                 display.skip(len(tasks))
                 continue
-            trained = TrainedModel(model, data, recipe)
+            trained = TrainedModel(model, data, recipes[method])
             for task in tasks:
                 note = _make(run, task, trained, method, seed, display)
                 notes += [note] if note else []

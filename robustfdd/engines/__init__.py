@@ -23,4 +23,8 @@ def get_engine(name: str) -> Engine:
         from robustfdd.engines.art import ArtEngine  # noqa: PLC0415 - as above
 
         return ArtEngine()
+    if name == "native":
+        from robustfdd.engines.native import NativeEngine  # noqa: PLC0415 - like the others
+
+        return NativeEngine()
     raise ConfigurationError(f"unknown engine {name!r}; allowed: {', '.join(ENGINES)}")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import importlib.util
+import inspect
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import art.attacks
@@ -12,12 +17,16 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from robustfdd.ascent import project
 from robustfdd.classifier import device_of
 from robustfdd.engines.base import LOSS_SCALE, Perturb, check_arguments
 from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
+
+#: What AutoAttack's constructor calls its worker processes, by the version of ART; there are to be none.
+_WORKERS = {"parallel": False, "parallel_pool_size": 0}
 
 
 class _Opaque(nn.Module):
@@ -59,8 +68,7 @@ class ArtEngine:
             image_shape: (C, H, W).
         """
         device = device_of(model)
-        # ART always takes the current CUDA device, and moves the model to it.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        with _current(device):
             return PyTorchClassifier(
                 model=_Opaque(model),
                 loss=_ScaledCrossEntropy(),
@@ -76,12 +84,29 @@ class ArtEngine:
         self._resolve(attack, threat, batch_size=1)
 
     def _resolve(self, attack: AttackSpec, threat: Threat, batch_size: int) -> tuple[type[Any], dict[str, Any]]:
-        class_name, arguments = attack.spelled(self.name, threat, batch_size)
+        return self._resolved(attack, *attack.spelled(self.name, threat, batch_size))
+
+    def _resolved(
+        self, attack: AttackSpec, class_name: str, arguments: dict[str, Any]
+    ) -> tuple[type[Any], dict[str, Any]]:
+        """The class and its arguments, components among them resolved likewise."""
         cls = getattr(art.attacks.evasion, class_name, None)
         if not isinstance(cls, type) or not issubclass(cls, art.attacks.EvasionAttack):
             raise ConfigurationError(f"attack {attack.name!r}: art.attacks.evasion has no attack class {class_name!r}")
-        check_arguments(attack, cls, arguments, given={"estimator"})
-        return cls, arguments
+        check_arguments(attack, cls, arguments, given={"estimator", "classifier", *_WORKERS})
+        return cls, {
+            key: [self._resolved(attack, *component) for component in value] if isinstance(value, list) else value
+            for key, value in arguments.items()
+        }
+
+    def _built(self, classifier: Any, cls: type[Any], arguments: dict[str, Any]) -> Any:
+        """The attack of the library, with its components."""
+        workers = {key: value for key, value in _WORKERS.items() if key in inspect.signature(cls).parameters}
+        built = {
+            key: [self._built(classifier, *component) for component in value] if isinstance(value, list) else value
+            for key, value in arguments.items()
+        }
+        return cls(classifier, **built, **workers)
 
     def prepare(
         self,
@@ -96,12 +121,39 @@ class ArtEngine:
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
         cls, arguments = self._resolve(attack, threat, batch_size)
-        instance = cls(self.wrap(model, n_classes=n_classes, image_shape=image_shape), **arguments)
+        # APGD makes a classifier of its own, and asks it for a prediction, for which torch's data loader draws a seed.
+        with _current(device_of(model)), GlobalRandomness(seed):
+            instance = self._built(self.wrap(model, n_classes=n_classes, image_shape=image_shape), cls, arguments)
         randomness = GlobalRandomness(seed)
+        ensemble = issubclass(cls, art.attacks.evasion.AutoAttack)
 
         def perturb(x: Tensor, y: Tensor) -> Tensor:
-            with randomness:
-                result = instance.generate(x.cpu().numpy(), y.cpu().numpy())
-            return torch.from_numpy(result).to(x)
+            with randomness, _multiprocess() if ensemble else nullcontext():
+                result = torch.from_numpy(instance.generate(x.cpu().numpy(), y.cpu().numpy())).to(x)
+            if ensemble:  # its own tolerance for the radius is 1e-4
+                outside = ~threat.within(x, result)
+                result[outside] = project(x[outside], result[outside], threat)
+            return result
 
         return perturb
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """ART always takes the current CUDA device, and moves the model to it."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _multiprocess() -> Iterator[None]:
+    """Let AutoAttack import ``multiprocess``, which ART does not declare, and without worker processes does not use.
+
+    Where it is not installed, the standard library's module, of which it is a copy, stands for it meanwhile.
+    """
+    if importlib.util.find_spec("multiprocess") is not None:
+        yield
+        return
+    sys.modules["multiprocess"] = multiprocessing
+    try:
+        yield
+    finally:
+        del sys.modules["multiprocess"]

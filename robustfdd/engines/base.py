@@ -15,7 +15,8 @@ from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
 
 #: Takes a batch of images (N, C, H, W) and their true labels (N,), gives the perturbed images. Called for consecutive
-#: batches of a cell, whose images together always see the same random draws, however they are cut into batches.
+#: batches of a cell, whose images together always see the same random draws, however they are cut into batches, or
+#: which are always cut alike (:attr:`robustfdd.specs.AttackSpec.call_size`).
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,7 +52,8 @@ class Engine(Protocol):
         Args:
             model: a frozen classifier (:func:`robustfdd.classifier.frozen`).
             attack: what to run.
-            threat: norm and radius, in pixel units, above 0.
+            threat: norm and radius, in pixel units, above 0; for a minimum-norm attack a radius that reaches
+                everything.
             n_classes: number of logits.
             image_shape: (C, H, W).
             batch_size: the largest batch that will come.
@@ -73,7 +75,7 @@ def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, 
 
     Args:
         attack: the attack.
-        cls: its class in the library.
+        cls: its class, or that of one of its components, in the library.
         arguments: as the file spells them.
         given: parameters that the engine itself gives.
 

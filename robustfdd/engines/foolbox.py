@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import eagerpy
@@ -60,18 +61,30 @@ class FoolboxEngine:
         cls, arguments = self._resolve(attack, threat)
         if issubclass(cls, foolbox.attacks.gradient_descent_base.BaseGradientDescent):
             cls = _adapted(cls, np.random.default_rng(seed), image_shape, threat)
+        elif issubclass(cls, _NOISE):
+            cls = _drawn_by_image(cls, seed)
+        elif issubclass(cls, foolbox.attacks.HopSkipJumpAttack):
+            cls = _from_what_is_adversarial(cls)
         instance = cls(**arguments)
         wrapped = self.wrap(model, n_classes=n_classes, image_shape=image_shape)
         randomness = GlobalRandomness(seed)
+        # What looks for the nearest example is given no radius to stop at.
+        radius = {} if issubclass(cls, foolbox.attacks.base.MinimizationAttack) else {"epsilon": threat.eps}
 
         def perturb(x: Tensor, y: Tensor) -> Tensor:
             with randomness:
                 # `run` and not `__call__`: the latter adds a forward pass for a success that is not used.
-                result = instance.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=threat.eps)
+                result = instance.run(wrapped, x, foolbox.criteria.Misclassification(y), **radius)
             assert isinstance(result, Tensor)
             return result.detach()
 
         return perturb
+
+
+_NOISE = (
+    foolbox.attacks.additive_noise.BaseAdditiveNoiseAttack,
+    foolbox.attacks.additive_noise.BaseRepeatedAdditiveNoiseAttack,
+)
 
 
 def _adapted(cls: type[Any], rng: np.random.Generator, image_shape: tuple[int, ...], threat: Threat) -> type[Any]:
@@ -92,3 +105,66 @@ def _adapted(cls: type[Any], rng: np.random.Generator, image_shape: tuple[int, .
             return lambda inputs: loss(inputs) * LOSS_SCALE
 
     return Adapted
+
+
+def _drawn_by_image(cls: type[Any], seed: int) -> type[Any]:
+    """The noise attack with a stream of draws for each image, by its position among all that are attacked.
+
+    So the noise of an image depends on neither the batch it is in nor when the others of the batch are broken, which is
+    when Foolbox stops drawing. In L-infinity the noise is scaled by its largest magnitude: Foolbox takes the largest
+    entry, which leaves the ball wherever the smallest entry is larger in magnitude.
+    """
+    gaussian = issubclass(cls, foolbox.attacks.additive_noise.GaussianMixin)
+
+    class DrawnByImage(cls):  # type: ignore[misc]  # as above
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.n_seen = 0
+
+        def run(self, model: Any, inputs: Any, criterion: Any = None, **options: Any) -> Any:
+            positions = range(self.n_seen, self.n_seen + len(inputs))
+            self.streams = [np.random.default_rng([seed, position]) for position in positions]
+            self.n_seen += len(inputs)
+            return super().run(model, inputs, criterion, **options)
+
+        def sample_noise(self, x: Any) -> Any:
+            shape = x.shape[1:]
+            draws = [rng.standard_normal(shape) if gaussian else rng.uniform(-1, 1, shape) for rng in self.streams]
+            return eagerpy.astensor(torch.from_numpy(np.stack(draws).astype(np.float32)).to(x.raw.device))
+
+        def get_epsilons(self, x: Any, p: Any, epsilon: float, min_: float, max_: float) -> Any:
+            if self.distance is not foolbox.distances.linf:
+                return super().get_epsilons(x, p, epsilon, min_=min_, max_=max_)
+            return eagerpy.astensor(epsilon / p.raw.abs().amax(tuple(range(1, p.ndim)), keepdim=True))
+
+    return DrawnByImage
+
+
+def _from_what_is_adversarial(cls: type[Any]) -> type[Any]:
+    """HopSkipJump, which begins where Foolbox would by itself, and leaves an image as it is that has no such start.
+
+    Foolbox raises an error for a whole batch of which one image has none.
+    """
+    # What Foolbox takes when it is given no other; its defaults are pinned.
+    beginning = foolbox.attacks.LinearSearchBlendedUniformNoiseAttack(distance=None, directions=1000, steps=50)
+
+    class FromWhatIsAdversarial(cls):  # type: ignore[misc]  # as above
+        def run(self, model: Any, inputs: Tensor, criterion: Any, **options: Any) -> Any:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*failed to draw sufficient random")
+                start = beginning.run(model, inputs, criterion)
+            labels = criterion.labels.raw
+            with torch.no_grad():
+                found = model(start).argmax(1) != labels
+            result = inputs.clone()
+            if bool(found.any()):
+                result[found] = super().run(
+                    model,
+                    inputs[found],
+                    foolbox.criteria.Misclassification(labels[found]),
+                    starting_points=start[found],
+                    **options,
+                )
+            return result
+
+    return FromWhatIsAdversarial

@@ -1,0 +1,197 @@
+"""Attacks of our own: PGD that keeps its best iterate, and APGD, on several losses, each image by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustfdd.ascent import LOSSES, Ascent, apgd, pgd
+from robustfdd.engines.base import Perturb, check_arguments, random_start
+from robustfdd.errors import ConfigurationError
+from robustfdd.specs import AttackSpec, EngineName
+from robustfdd.square import square
+from robustfdd.threat import Threat
+
+
+def _check(loss: str, steps: int, restarts: int, least_steps: int) -> None:
+    if loss not in LOSSES:
+        raise ConfigurationError(f"loss {loss!r}; allowed: {', '.join(LOSSES)}")
+    for name, value, least in (("steps", steps, least_steps), ("restarts", restarts, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConfigurationError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient ascent; see :func:`robustfdd.ascent.pgd`.
+
+    Attributes:
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        steps: input gradients for each image and restart.
+        relative_step: length of a step, in units of the radius.
+        restarts: how often to begin anew with the images that are not broken yet.
+        random_start: whether to begin at a random point of the ball; the first restart too.
+        best_iterate: whether the iterate of the largest margin counts, or the last one.
+    """
+
+    loss: str
+    steps: int
+    relative_step: float
+    restarts: int
+    random_start: bool
+    best_iterate: bool
+
+    def __post_init__(self) -> None:
+        _check(self.loss, self.steps, self.restarts, 1)
+        if self.restarts > 1 and not self.random_start:
+            raise ConfigurationError("restarts without random_start repeat the same attack; allowed: restarts = 1")
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor | None) -> Ascent:
+        """One restart."""
+        return pgd(
+            model,
+            x,
+            y,
+            threat,
+            steps=self.steps,
+            relative_step=self.relative_step,
+            loss=LOSSES[self.loss],
+            start=start,
+            best_iterate=self.best_iterate,
+            stop=self.best_iterate,
+        )
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Auto-PGD; see :func:`robustfdd.ascent.apgd`.
+
+    Attributes:
+        loss: ``"ce"``, ``"margin"`` or ``"dlr"``.
+        steps: input gradients for each image and restart, at least 2.
+        restarts: how often to begin anew, at another random point, with the images that are not broken yet.
+    """
+
+    loss: str
+    steps: int
+    restarts: int
+    random_start = True
+
+    def __post_init__(self) -> None:
+        _check(self.loss, self.steps, self.restarts, 2)
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor | None) -> Ascent:
+        """One restart."""
+        return apgd(model, x, y, threat, steps=self.steps, loss=LOSSES[self.loss], start=start, stop=True)
+
+
+@dataclass(frozen=True)
+class Square:
+    """Random search on the logits; see :func:`robustfdd.square.square`.
+
+    Attributes:
+        steps: proposals for each image and restart.
+        restarts: how often to begin anew with the images that are not broken yet.
+        p_init: share of the pixels in the first square, in (0, 1].
+    """
+
+    steps: int
+    restarts: int
+    p_init: float
+
+    def __post_init__(self) -> None:
+        _check("margin", self.steps, self.restarts, 1)
+        if not 0 < self.p_init <= 1:
+            raise ConfigurationError(f"p_init must be above 0 and at most 1, not {self.p_init!r}")
+
+
+ALGORITHMS: dict[str, type[PGD] | type[APGD] | type[Square]] = {"PGD": PGD, "APGD": APGD, "Square": Square}
+
+
+class NativeEngine:
+    """Runs the attacks of :mod:`robustfdd.ascent`."""
+
+    name: EngineName = "native"
+
+    def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:  # noqa: ARG002
+        """The model itself: these attacks take any torch classifier as it is."""
+        return model
+
+    def check(self, attack: AttackSpec, threat: Threat) -> None:
+        """See :meth:`robustfdd.engines.base.Engine.check`."""
+        self._resolve(attack, threat)
+
+    def _resolve(self, attack: AttackSpec, threat: Threat) -> PGD | APGD | Square:
+        class_name, arguments = attack.spelled(self.name, threat, batch_size=1)
+        cls = ALGORITHMS.get(class_name)
+        if cls is None:
+            raise ConfigurationError(
+                f"attack {attack.name!r}: engine native has no class {class_name!r}; allowed: {', '.join(ALGORITHMS)}"
+            )
+        check_arguments(attack, cls, arguments, given=set())
+        try:
+            return cls(**arguments)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"attack {attack.name!r}: {error}") from None
+
+    def prepare(
+        self,
+        model: nn.Module,
+        attack: AttackSpec,
+        threat: Threat,
+        *,
+        n_classes: int,  # noqa: ARG002 - the logits tell
+        image_shape: tuple[int, ...],
+        batch_size: int,  # noqa: ARG002 - whatever batch is given
+        seed: int,
+    ) -> Perturb:
+        """See :meth:`robustfdd.engines.base.Engine.prepare`."""
+        algorithm = self._resolve(attack, threat)
+        if isinstance(algorithm, Square):
+            return _searching(model, algorithm, threat, seed)
+        # One stream a restart, used image by image: which images share a batch then does not matter.
+        streams = [np.random.default_rng([seed, restart]) for restart in range(algorithm.restarts)]
+
+        def perturb(x: Tensor, y: Tensor) -> Tensor:
+            result = x.clone()
+            left = torch.arange(len(x), device=x.device)
+            for stream in streams:
+                start = None
+                if algorithm.random_start:
+                    drawn = random_start(stream, len(x), image_shape, threat)
+                    start = torch.from_numpy(drawn).to(x.device)[left]
+                if not len(left):
+                    continue
+                found = algorithm.run(model, x[left], y[left], threat, start)
+                result[left] = found.x_adv
+                left = left[found.margin <= 0]
+            return result
+
+        return perturb
+
+
+def _searching(model: nn.Module, algorithm: Square, threat: Threat, seed: int) -> Perturb:
+    """Square with its restarts; every image of the cell has a stream of its own in each of them."""
+    done = 0
+
+    def perturb(x: Tensor, y: Tensor) -> Tensor:
+        nonlocal done
+        result = x.clone()
+        left = torch.arange(len(x), device=x.device)
+        for restart in range(algorithm.restarts):
+            if not len(left):
+                break
+            streams = [np.random.default_rng([seed, restart, done + i]) for i in left.tolist()]
+            found, margins, _ = square(
+                model, x[left], y[left], threat, queries=algorithm.steps, p_init=algorithm.p_init, streams=streams
+            )
+            result[left] = found
+            left = left[margins <= 0]
+        done += len(x)
+        return result
+
+    return perturb
