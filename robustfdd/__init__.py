@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from robustfdd.audit import Audit, AuditedAttack, audit
 from robustfdd.catalogue import load_attack, load_study
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import (
@@ -45,6 +46,8 @@ from robustfdd.training import train
 
 __all__ = [
     "AttackSpec",
+    "Audit",
+    "AuditedAttack",
     "Checkpoint",
     "CheckpointError",
     "ConfigurationError",
@@ -64,6 +67,7 @@ __all__ = [
     "TrainingError",
     "UnitError",
     "attack",
+    "audit",
     "build_dropout",
     "build_model",
     "evaluate",

@@ -1,4 +1,4 @@
-"""The command line: ``robustfdd run | train | attack | report | compare | list``."""
+"""The command line: ``robustfdd run | train | attack | audit | report | compare | list``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from torch import nn
 
 from robustfdd import __version__, catalogue, records
 from robustfdd.analysis import analyse_run
-from robustfdd.datasets import DATASETS, load_dataset
+from robustfdd.audit import IMAGES as AUDIT_IMAGES
+from robustfdd.audit import AuditedAttack, audit_model, audit_run
+from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError, RobustFDDError, UnitError
@@ -24,9 +26,19 @@ from robustfdd.foreign import load_factory
 from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
-from robustfdd.report import combine, disagreements, main_table_text, write_report
+from robustfdd.report import audit_text, combine, disagreements, main_table_text, write_report
 from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
-from robustfdd.specs import ENGINES, AttackUse, EpsUnit, Method, Normalization, Placement, Recipe, pixel_eps
+from robustfdd.specs import (
+    LIBRARIES,
+    AttackUse,
+    EpsUnit,
+    Method,
+    Normalization,
+    Placement,
+    Protocol,
+    Recipe,
+    pixel_eps,
+)
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -40,6 +52,8 @@ app = typer.Typer(
 )
 #: Columns of tables that are not written to a terminal: enough for a dozen methods.
 PIPED_WIDTH = 160
+#: What `robustfdd attack` runs where nothing is asked for: the attacks of the paper.
+PAPER_ATTACKS = ("fgsm", "bim", "pgd")
 #: Tables and paths go to standard output, everything about how it goes to standard error.
 out_console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH, emoji=False)
 err_console = Console(stderr=True, emoji=False)
@@ -119,8 +133,11 @@ def run(
     resume: Annotated[
         bool, typer.Option(help="Go on with the same run where it stopped, or refuse to when it exists.")
     ] = True,
+    audit: Annotated[
+        bool, typer.Option(help="Say of each model whether its robust accuracy can be believed, or leave it open.")
+    ] = True,
 ) -> None:
-    """Run a study: train its models, attack them, write records and report."""
+    """Run a study: train its models, attack them, audit them, write records and report."""
     directory = run_evaluation(
         study,
         out=out,
@@ -134,7 +151,18 @@ def run(
         command=command_line(),
     )
     _analyse(directory, data_root, device)
+    if audit:
+        _audit_run(directory, data_root, device, batch_size)
     _conclude(directory)
+
+
+def _audit_run(directory: Path, data_root: Path | None, device: str, batch_size: int) -> None:
+    """Audit the models of a run as far as that was not done yet, and say what could not be."""
+    target = resolve_device(device)
+    notes = audit_run(directory, data_root=data_root, device=target, batch_size=batch_size, console=err_console)
+    for note in notes:
+        if note.kind == "skipped":  # what failed is named with the failures
+            err_console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _analyse(directory: Path, data_root: Path | None, device: str) -> None:
@@ -165,6 +193,7 @@ def _conclude(directory: Path) -> None:
 
 def _print_tables(found: records.Run) -> None:
     out_console.print(main_table_text(found))
+    out_console.print(audit_text(found))
     for disagreement in disagreements(found):
         err_console.print(
             f"warning: {disagreement}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
@@ -255,7 +284,11 @@ def attack(
     ] = None,
     attack_: Annotated[
         list[str] | None,
-        typer.Option("--attack", help="An attack of `robustfdd list` or an attack file. Repeatable. By default all."),
+        typer.Option(
+            "--attack",
+            help="An attack of `robustfdd list` or an attack file. Repeatable. By default the three of the paper: "
+            "fgsm, bim and pgd.",
+        ),
     ] = None,
     linf: Annotated[str | None, typer.Option(metavar="EPS,...", help="Epsilons in L-infinity.")] = None,
     l2: Annotated[str | None, typer.Option(metavar="EPS,...", help="Epsilons in L2.")] = None,
@@ -266,7 +299,20 @@ def attack(
             "or that of the data set."
         ),
     ] = "pixel",
-    engine: Annotated[list[str] | None, typer.Option(help="foolbox or art. Repeatable. By default both.")] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="foolbox, art or native. Repeatable. Each attack runs through those that offer it. By default the two "
+            "libraries."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            help="paper: each epsilon by itself, last iterate. strong: larger steps, restarts, best iterate, and what "
+            "is broken stays broken."
+        ),
+    ] = "paper",
     test_images: Annotated[
         int | None, typer.Option(min=1, help="How many test images, evenly over the classes. By default all.")
     ] = None,
@@ -287,22 +333,14 @@ def attack(
     if linf is None and l2 is None:
         raise ConfigurationError("give epsilons with --linf, --l2 or both, e.g. --linf 0.01,0.03")
     data = load_dataset(dataset, root=data_root)
-    network: nn.Module
-    if ":" in model and not Path(model).exists():
-        network, scale = load_factory(model, weights), data.std
-    else:
-        if weights is not None:
-            raise ConfigurationError("--weights goes with --model package.module:factory; a checkpoint has its own")
-        config = own_config(read_checkpoint(model))
-        check_same_data(config, data, model)
-        network, scale = load_model(model), config.std
+    network, scale = _network(model, weights, data)
     threats = [*_epsilons(linf, "linf", scale, eps_unit), *_epsilons(l2, "l2", scale, eps_unit)]
     evaluate(
         network.to(target),
         data,
-        attack_ or catalogue.attack_names(),
+        attack_ or PAPER_ATTACKS,
         threats,
-        engines=[get_engine(name).name for name in engine or ENGINES],
+        engines=[get_engine(name).name for name in engine or LIBRARIES],
         out=out,
         label=label,
         eps_scale=scale,
@@ -311,10 +349,125 @@ def attack(
         seed=seed,
         batch_size=batch_size,
         eot_samples=eot_samples,
+        protocol=protocol,
         console=err_console,
         command=command_line(),
     )
     _conclude(out)
+
+
+def _network(model: str, weights: Path | None, data: Dataset) -> tuple[nn.Module, float]:
+    """A model named on the command line, and the standard deviation that turns a normalised epsilon into pixels."""
+    if ":" in model and not Path(model).exists():
+        return load_factory(model, weights), data.std
+    if weights is not None:
+        raise ConfigurationError("--weights goes with package.module:factory; a checkpoint has its own")
+    config = own_config(read_checkpoint(model))
+    check_same_data(config, data, model)
+    return load_model(model), config.std
+
+
+@app.command()
+@_reporting_errors
+def audit(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint (.safetensors) of robustfdd, package.module:factory of any torch model, or a run "
+            "directory, all models of which are then audited as its study says."
+        ),
+    ],
+    dataset: Annotated[
+        str | None, typer.Option(help="A data set of `robustfdd list`, or folder:PATH. A run directory has its own.")
+    ] = None,
+    linf: Annotated[float | None, typer.Option(help="The epsilon of the number under audit, in L-infinity.")] = None,
+    l2: Annotated[float | None, typer.Option(help="The same in L2.")] = None,
+    eps_unit: Annotated[EpsUnit, typer.Option(help="As for `robustfdd attack`.")] = "pixel",
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights for a factory's model: .safetensors, or .pt read as weights only.")
+    ] = None,
+    sibling: Annotated[
+        str | None,
+        typer.Option(
+            help="A model for the same data without the defence, to transfer adversarial examples from: a checkpoint "
+            "or package.module:factory."
+        ),
+    ] = None,
+    sibling_weights: Annotated[Path | None, typer.Option(help="Weights for the sibling's factory.")] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the PGD whose figure is audited.")
+    ] = AuditedAttack().steps,
+    relative_step: Annotated[
+        float | None,
+        typer.Option(
+            help="Their length in units of epsilon. By default 2.5 / steps, and the best iterate counts; with "
+            "a length of your own the last one does.",
+            show_default=False,
+        ),
+    ] = None,
+    test_images: Annotated[int, typer.Option(min=1, help="How many, evenly over the classes.")] = AUDIT_IMAGES,
+    eot_samples: Annotated[
+        int,
+        typer.Option(
+            min=0, help="For a model that is random in evaluation: passes that your attack averages. 0: none."
+        ),
+    ] = 0,
+    label: Annotated[str, typer.Option(help="What tables call the model.")] = "model",
+    out: Annotated[
+        Path | None, typer.Option(help="The run directory to write. By default runs/audit-LABEL.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random draw.")] = 0,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    batch_size: BatchSize = 128,
+) -> None:
+    """Say whether the robust accuracy of a model can be believed, with the evidence."""
+    if Path(model).is_dir():
+        given = {
+            "--dataset": dataset,
+            "--linf": linf,
+            "--l2": l2,
+            "--weights": weights,
+            "--sibling": sibling,
+            "--sibling-weights": sibling_weights,
+            "--relative-step": relative_step,
+            "--out": out,
+        }
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise ConfigurationError(f"{', '.join(wrong)}: not for a run directory, whose study says it")
+        records.load_run(Path(model))
+        _audit_run(Path(model), data_root, device, batch_size)
+        _conclude(Path(model))
+        return
+    if dataset is None:
+        raise ConfigurationError("--dataset is missing: a data set of `robustfdd list`, or folder:PATH")
+    if (linf is None) == (l2 is None):
+        raise ConfigurationError("give the epsilon with --linf or with --l2, e.g. --linf 0.03")
+    target = resolve_device(device)
+    data = load_dataset(dataset, root=data_root)
+    network, scale = _network(model, weights, data)
+    other = None if sibling is None else _network(sibling, sibling_weights, data)[0].to(target)
+    norm: Norm = "linf" if linf is not None else "l2"
+    radius = linf if linf is not None else l2
+    assert radius is not None
+    directory = audit_model(
+        network.to(target),
+        data,
+        Threat(norm, pixel_eps(radius, eps_unit, scale)),
+        out=out or Path("runs") / f"audit-{label}",
+        label=label,
+        eps_scale=scale,
+        eps_unit=eps_unit,
+        attack=AuditedAttack(steps, relative_step, best_iterate=relative_step is None),
+        sibling=other,
+        test_images=test_images,
+        eot_samples=eot_samples,
+        seed=seed,
+        batch_size=batch_size,
+        console=err_console,
+        command=command_line(),
+    )
+    _conclude(directory)
 
 
 @app.command()
@@ -410,8 +563,8 @@ def list_(
             ],
         ),
         "attacks": (
-            ("attack", "engines and norms", "what it does"),
-            [(a.name, "; ".join(f"{e}: {', '.join(a.norms(e))}" for e in a.engines), a.summary) for a in attacks],
+            ("attack", "kind", "access", "engines and norms", "what it does"),
+            [(a.name, a.kind, a.access, a.offer, a.summary) for a in attacks],
         ),
         "studies": (
             ("study", "data set", "models", "what it is for"),

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,14 @@ class Outcome(IntEnum):
     """Right before the attack and right after it."""
     BROKEN = 2
     """Right before the attack, and wrong on an image inside the budget and the box."""
+
+
+#: Whether a robust accuracy can be believed, from best to worst.
+Verdict = Literal["believable", "suspicious", "not believable"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+#: What one indicator of an audit says.
+Status = Literal["passed", "warning", "alarm", "not applicable"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 #: The columns of a results file. Accuracies are fractions in [0, 1]; distances are in pixel units.

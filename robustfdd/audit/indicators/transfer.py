@@ -1,0 +1,35 @@
+"""Indicator 12: do adversarial examples of an undefended sibling find more than the model's own gradient?"""
+
+from __future__ import annotations
+
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.evidence import Evidence
+
+
+def compute(evidence: Evidence) -> Finding:
+    """Examples crafted on the sibling, tried on what the model's own gradient left."""
+    found = evidence.transfer
+    if found is None:
+        return Finding("not applicable", None, "There is no sibling: a model for the same data without the defence.")
+    points = evidence.points(found.broken)
+    return Finding(
+        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
+        points,
+        f"Examples of the sibling break {points:.1f} points of images that the model's own gradient left.",
+        tuple(found.broken.nonzero().squeeze(1).tolist()),
+    )
+
+
+register(
+    Indicator(
+        number=12,
+        name="transfer",
+        title="Examples of a sibling find more",
+        unit="points",
+        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        source="Athalye et al. 2018; Carlini et al. 2019, section 5; the thresholds are ours",
+        advice="The model's gradient hides what another's shows: count transferred examples in the worst case.",
+        compute=compute,
+        cost=20,
+    )
+)
