@@ -22,7 +22,7 @@ from robustfdd.ascent import LOSSES, Ascent, Loss
 from robustfdd.classifier import ExpectedPrediction, batches
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines.base import random_start
-from robustfdd.errors import EngineError
+from robustfdd.errors import ConfigurationError, EngineError
 from robustfdd.measure import CleanOutcome
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.square import square
@@ -50,12 +50,23 @@ class AuditedAttack:
         relative_step: their length in units of the radius; ``2.5 / steps`` when None.
         random_start: whether it begins at a random point of the ball.
         best_iterate: whether the iterate of the largest margin counts, or the last one.
+
+    Raises:
+        ConfigurationError: ``steps`` is below 1, or ``relative_step`` not a finite number above 0.
     """
 
     steps: int = 40
     relative_step: float | None = None
     random_start: bool = True
     best_iterate: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ConfigurationError(f"audit: steps must be at least 1, not {self.steps}")
+        if self.relative_step is not None and not 0 < self.relative_step < math.inf:
+            raise ConfigurationError(
+                f"audit: relative_step must be a finite number above 0 (in units of epsilon), not {self.relative_step}"
+            )
 
     @property
     def step(self) -> float:

@@ -191,6 +191,7 @@ def audit(
         DatasetError: the data set cannot be loaded.
         ModelContractError: the model does not keep the contract: there is no number to be audited then.
     """
+    check_radius(threat)
     data = load_dataset(dataset) if isinstance(dataset, str) else dataset
     n_test = len(data.test.labels)
     chosen = min(test_images, n_test) if test_images is not None else None
@@ -210,6 +211,16 @@ def audit(
         )
         display.finish(found.verdict)
     return found
+
+
+def check_radius(threat: Threat) -> None:
+    """Make sure that there is something to audit.
+
+    Raises:
+        ConfigurationError: the radius is 0.
+    """
+    if threat.eps == 0:
+        raise ConfigurationError("an audit needs a radius above 0")
 
 
 def audit_cost(n_images: int) -> float:
@@ -242,8 +253,7 @@ def audit_images(
         batch_size: images attacked at once.
         advance: called with the cost of what was done, for a progress bar; see :func:`audit_cost`.
     """
-    if threat.eps == 0:
-        raise ConfigurationError("an audit needs a radius above 0")
+    check_radius(threat)
     started = time.perf_counter()
     clean = clean_of(model, test, eot_samples, batch_size)
     if sibling is not None:

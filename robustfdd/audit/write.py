@@ -13,7 +13,7 @@ from torch import nn
 
 from robustfdd import catalogue, records
 from robustfdd.audit.evidence import AuditedAttack
-from robustfdd.audit.run import IMAGES, VERSION, Audit, audit, clean_of
+from robustfdd.audit.run import IMAGES, VERSION, Audit, audit, check_radius, clean_of
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset
 from robustfdd.manifest import describe_model, make_manifest, open_run
@@ -67,6 +67,7 @@ def audit_model(
         ModelContractError: the model does not keep the contract; nothing is written.
         RunDirectoryError: ``out`` holds another run.
     """
+    check_radius(threat)
     catalogue.parse(Method, {"dropout": label}, "audit: label")
     audited = attack or AuditedAttack()
     data = dataset.to(device_of(model))

@@ -27,7 +27,7 @@ register(
         name="averaged-gradient",
         title="Averaged gradients find more",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point; alarm: more than {ALARM_POINTS:g}",
         source="Athalye, Carlini & Wagner 2018, Obfuscated Gradients; AutoAttack's version for random models",
         advice="Raise eot_samples until the figure stops falling.",
         compute=compute,

@@ -31,7 +31,7 @@ register(
         name="curve",
         title="The curve does not fall to zero, or rises",
         unit="points",
-        threshold=f"warning: ends above {WARNING_POINTS:g} %, or rises by more than {WARNING_POINTS:g} points; alarm: "
+        threshold=f"warning: ends above {WARNING_POINTS:g} %, or rises by more than {WARNING_POINTS:g} point; alarm: "
         "either by more than chance",
         source="Carlini et al. 2019, On Evaluating Adversarial Robustness, section 5; the thresholds are ours",
         advice="Draw the curve to the end before quoting a point of it; a plateau is the attack's, not the model's.",

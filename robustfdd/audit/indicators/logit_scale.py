@@ -35,7 +35,7 @@ register(
         name="logit-scale",
         title="The scale of the logits hides gradients",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point; alarm: more than {ALARM_POINTS:g}",
         source="Carlini & Wagner 2016, Defensive Distillation Is Not Robust; Croce & Hein 2020 (DLR); the thresholds "
         "are ours",
         advice="Attack the margin or DLR (apgd-margin, apgd-dlr): the cross-entropy of large logits has no gradient.",

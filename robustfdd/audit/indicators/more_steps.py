@@ -24,7 +24,7 @@ register(
         name="more-steps",
         title="More steps find more",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points",
+        threshold=f"warning: more than {WARNING_POINTS:g} point",
         source="Carlini et al. 2019, On Evaluating Adversarial Robustness, section 5; the threshold is ours",
         advice="The attack is too weak, whatever the model: use more steps or protocol strong.",
         compute=compute,

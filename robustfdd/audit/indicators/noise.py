@@ -24,7 +24,7 @@ register(
         name="noise",
         title="Random noise finds more",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point; alarm: more than {ALARM_POINTS:g}",
         source="Carlini et al. 2019, On Evaluating Adversarial Robustness, section 5; the thresholds are ours",
         advice="The attack is worse than chance: its figure is no robustness.",
         compute=compute,

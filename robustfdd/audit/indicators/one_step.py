@@ -24,7 +24,7 @@ register(
         name="one-step",
         title="One step beats many",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points of images; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point of images; alarm: more than {ALARM_POINTS:g}",
         source="Carlini et al. 2019, On Evaluating Adversarial Robustness, section 5; the thresholds are ours",
         advice="The many-step attack loses its way: give it more steps, its best iterate, another loss.",
         compute=compute,

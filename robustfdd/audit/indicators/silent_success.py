@@ -28,7 +28,7 @@ register(
         name="silent-success",
         title="Adversarial on the way, not at the end",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point; alarm: more than {ALARM_POINTS:g}",
         source="Pintor et al. 2022, Indicators of Attack Failure (silent success); the thresholds are ours",
         advice="Let the best iterate count (protocol strong), not the last.",
         compute=compute,

@@ -26,7 +26,7 @@ register(
         name="transfer",
         title="Examples of a sibling find more",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points; alarm: more than {ALARM_POINTS:g}",
+        threshold=f"warning: more than {WARNING_POINTS:g} point; alarm: more than {ALARM_POINTS:g}",
         source="Athalye et al. 2018; Carlini et al. 2019, section 5; the thresholds are ours",
         advice="The model's gradient hides what another's shows: count transferred examples in the worst case.",
         compute=compute,

@@ -27,7 +27,7 @@ register(
         name="worst-case",
         title="The worst case over attacks is lower",
         unit="points",
-        threshold=f"warning: more than {WARNING_POINTS:g} points below the audited figure; alarm: more than "
+        threshold=f"warning: more than {WARNING_POINTS:g} point below the audited figure; alarm: more than "
         f"{ALARM_POINTS:g} points that no attack along the gradient of the cross-entropy finds",
         source="Croce & Hein 2020; Carlini et al. 2019; the thresholds are ours",
         advice="Quote the worst case over attacks, image by image.",
