@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from robustfdd.records import FORMAT, Cell, Failure, Outcome, write_cells, write_failure, write_json
+from robustfdd.records import FORMAT, Cell, Failure, Outcome, write_analysis, write_cells, write_failure, write_json
 
 SCALE = 0.25  # exact in binary, so that both units of epsilon are
 
@@ -27,6 +30,100 @@ class Key:
     norm: str
     engine: str
     step: int
+
+
+#: The tests of an audit: number, name, title, unit, threshold.
+INDICATORS = (
+    (1, "random-forward", "Random forward pass", "", "two passes differ"),
+    (3, "zero-gradients", "Input gradients of zero", "%", "any"),
+    (5, "unbounded", "Unbounded budget", "%", "above chance"),
+    (9, "loss-at-end", "Loss still rising at the end", "", "> 0.05"),
+    (15, "logit-scale", "Size of the logits", "points", "> 1 point"),
+)
+
+
+@dataclass
+class FakeAudit:
+    """What the audit of one model found; ``failed`` are names of :data:`INDICATORS`."""
+
+    verdict: str
+    audited: float = 0.5
+    worst: float = 0.25
+    failed: Sequence[str] = ()
+    pictures: bool = True
+
+    def write(self, path: Path, method: str, seed: int) -> None:
+        """Write the three tables of an audit."""
+        tables = {"audit_verdict": self.verdict_table(), "audit_indicators": self.indicator_table()}
+        if self.pictures:
+            tables["audit_pictures"] = self.picture_table()
+        for name, frame in tables.items():
+            write_analysis(path, name, frame, method=method, seed=seed, key="key")
+
+    def verdict_table(self) -> pd.DataFrame:
+        """One row."""
+        return pd.DataFrame(
+            [
+                {
+                    "verdict": self.verdict,
+                    "norm": "linf",
+                    "eps_pixel": 0.25,
+                    "eps_normalized": 1.0,
+                    "attack": "PGD, 10 steps of 0.1 eps",
+                    "n_images": 1000,
+                    "clean_accuracy": 0.9,
+                    "audited_accuracy": self.audited,
+                    "worst_accuracy": self.worst,
+                    "failed": np.array(self.failed, dtype=str),
+                    "gradient_passes": 1000,
+                    "forward_passes": 2000,
+                    "seconds": 3.5,
+                    "eot_samples": 0,
+                    "version": "0.1",
+                }
+            ]
+        )
+
+    def indicator_table(self) -> pd.DataFrame:
+        """One row a test: what fails alarms, the first does not apply, the others pass."""
+        rows = []
+        for number, name, title, unit, threshold in INDICATORS:
+            status = "alarm" if name in self.failed else "not applicable" if number == 1 else "passed"
+            rows.append(
+                {
+                    "number": number,
+                    "name": name,
+                    "title": title,
+                    "status": status,
+                    "value": math.nan if number == 1 else number / 8,
+                    "unit": unit,
+                    "threshold": threshold,
+                    "source": "Somebody 2019",
+                    "finding": f"What {name} found: {status}.",
+                    "images": np.arange(3 if name in self.failed else 0, dtype=np.int32),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def picture_table(self) -> pd.DataFrame:
+        """Every picture that there is."""
+        steps, none = np.arange(11.0), np.array([], dtype=np.float64)
+        high = 1 if self.verdict == "believable" else 8
+        rows = [
+            ("loss-along-attack", name, steps, high * (1 - np.exp(-steps / k)), none, "Step", "Loss", "Loss along it")
+            for name, k in (("plain", 8.0), ("logits / 10", 2.0))
+        ]
+        side = np.linspace(-1, 1, 9)
+        surface = (high * np.add.outer(side**2, np.sin(3 * side))).ravel()
+        rows.append(("loss-surface", "image 3", side, side, surface, "Along the attack", "Random", "Loss around x"))
+        for kind, x, title in (
+            ("unbounded", [0.0, 0.25, 0.5, 1.0, 4.0], "Up to an unbounded budget"),
+            ("steps", [10.0, 20.0, 40.0, 80.0], "More steps"),
+            ("logit-scale", [0.01, 0.1, 1.0, 10.0, 100.0], "Logits divided"),
+        ):
+            y = 100 * self.audited / (1 + np.arange(len(x)))
+            rows.append((kind, "robust accuracy", np.array(x), y, none, "x of it", "Robust accuracy (%)", title))
+        return pd.DataFrame(rows, columns=["picture", "series", "x", "y", "z", "x_title", "y_title", "title"])
 
 
 @dataclass
@@ -58,25 +155,15 @@ class FakeRun:
     first_unit: int = 0  # number of the first unit, so that two runs have units of different names
     manifest: Mapping[str, Any] = field(default_factory=dict)
     study: Mapping[str, Any] = field(default_factory=dict)
+    attack_engines: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of single attacks, instead of engines
+    attack_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)  # by attack: the label on whose model it is made
+    distances: Callable[[Key], Sequence[float]] | None = None  # of every image, in pixel units; eps where left out
+    audits: Mapping[tuple[str, int], FakeAudit] = field(default_factory=dict)  # by method and seed
 
     def write(self, path: Path) -> Path:
         """Write the run directory and give back its path."""
-        units = []
-        for seed in self.seeds:
-            for method, _ in self.methods:
-                for attack in self.attacks:
-                    for norm in self.eps:
-                        for engine in self.engines:
-                            units.append(
-                                {
-                                    "unit": f"u{self.first_unit + len(units):04d}",
-                                    "method": method,
-                                    "seed": seed,
-                                    "attack": attack,
-                                    "norm": norm,
-                                    "engine": engine,
-                                }
-                            )
+        units = self._units()
         write_json(path / "manifest.json", self._manifest(units))
         for unit in units:
             cells = self._cells(unit)
@@ -88,7 +175,31 @@ class FakeRun:
             for i, (method, _) in enumerate(self.methods):
                 for seed in self.seeds:
                     write_json(path / "models" / f"m{i:02d}-{seed}.json", self.model(i, method, seed))
+        for (method, seed), audit in self.audits.items():
+            audit.write(path, method, seed)
         return path
+
+    def _units(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for seed, (method, _), attack, norm in product(self.seeds, self.methods, self.attacks, self.eps):
+            source = self.sources.get(attack)
+            if source == method or norm not in self._grids(attack):  # what is made on a model is not tried on it
+                continue
+            for engine in self.attack_engines.get(attack, self.engines):
+                unit = {
+                    "unit": f"u{self.first_unit + len(found):04d}",
+                    "method": method,
+                    "seed": seed,
+                    "attack": attack,
+                    "norm": norm,
+                    "engine": engine,
+                }
+                found.append({**unit, "source": source} if source else unit)
+        return found
+
+    def _grids(self, attack: str) -> Mapping[str, Sequence[float]]:
+        grids: Mapping[str, Sequence[float]] = self.attack_settings.get(attack, {}).get("eps", self.eps)
+        return grids
 
     def model(self, i: int, method: str, seed: int) -> dict[str, Any]:
         """The training record of the method at position i."""
@@ -149,6 +260,7 @@ class FakeRun:
                     "deterministic": name not in self.random_attacks,
                     "eps": {norm: list(grid) for norm, grid in self.eps.items()},
                     "parameters": {"steps": 10, "rel_stepsize": 0.1, "random_start": name in self.random_attacks},
+                    **self.attack_settings.get(name, {}),
                 }
                 for name, title in self.attacks.items()
             ],
@@ -180,7 +292,7 @@ class FakeRun:
 
     def _cells(self, unit: dict[str, Any]) -> list[Cell]:
         cells = []
-        for step, eps in enumerate([0.0, *self.eps[unit["norm"]]]):
+        for step, eps in enumerate([0.0, *self._grids(unit["attack"])[unit["norm"]]]):
             key = Key(unit["method"], unit["seed"], unit["attack"], unit["norm"], unit["engine"], step)
             counts = self.counts(key)
             if counts is None:
@@ -222,7 +334,9 @@ def make_cell(key: Key, counts: Counts | Sequence[int], eps_pixel: float, eps_no
         clean_prediction=clean,
         prediction=(outcome != Outcome.SURVIVED).astype(np.int32),
         outcome=outcome,
-        distance=np.where(outcome == Outcome.BROKEN, eps_pixel, 0.0).astype(np.float32),
+        distance=np.where(
+            outcome == Outcome.BROKEN, eps_pixel if run.distances is None else run.distances(key), 0.0
+        ).astype(np.float32),
         eot_samples=run.eot_samples.get(key.method, 0),
         repeated_accuracy=tuple(run.repeated(key)),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import robustfdd
-from robustfdd import ModelContractError, Threat
+from robustfdd import ModelContractError, Threat, records
 from robustfdd.audit import INDICATORS, AuditedAttack, Evidence, Finding
 from robustfdd.audit.base import graded, verdict_of
 from robustfdd.audit.indicators.noisy_surface import roughness
@@ -299,7 +300,7 @@ def test_the_tables_of_an_audit(case: tuple[Dataset, Tensor]) -> None:
     (verdict,) = frames["audit_verdict"].to_dict("records")
     assert verdict["eps_normalized"] == pytest.approx(2 * EPS)
     assert verdict["verdict"] == "not believable"
-    assert verdict["failed"] == [i.name for i in audit.failed]
+    assert list(verdict["failed"]) == [i.name for i in audit.failed]
     indicators = frames["audit_indicators"]
     assert list(indicators["number"]) == list(range(1, 17))
     chosen = set(TestSet.choose(dataset, 30).index.tolist())
@@ -314,6 +315,19 @@ def test_the_tables_of_an_audit(case: tuple[Dataset, Tensor]) -> None:
         "steps",
         "logit-scale",
     }
+
+
+def test_verdicts_of_all_kinds_go_into_one_run(case: tuple[Dataset, Tensor], tmp_path: Path) -> None:
+    dataset, weight = case
+    for method, scale in (("plain", 1), ("scaled", 3000)):
+        audit = robustfdd.audit(Wrapped(scale * weight, same, same), dataset, Threat("linf", EPS), test_images=20)
+        for table, frame in audit.frames().items():
+            records.write_analysis(tmp_path, table, frame, method=method, seed=0, key="k")
+    records.write_json(tmp_path / "manifest.json", {"format": records.FORMAT})
+    found = records.load_run(tmp_path).analyses["audit_verdict"].set_index("method")
+    assert dict(found["verdict"]) == {"plain": "believable", "scaled": "not believable"}
+    assert len(found.loc["plain", "failed"]) == 0
+    assert "logit-scale" in found.loc["scaled", "failed"]
 
 
 def test_a_model_without_a_right_answer_has_nothing_to_audit(case: tuple[Dataset, Tensor]) -> None:

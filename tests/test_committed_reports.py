@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from robustfdd.records import load_run
 from robustfdd.report import combine
-from robustfdd.report.artefacts import claims, random_forward, table1, table2, table3
+from robustfdd.report.artefacts import claims, random_forward, table1, table2, table3, worst_case_advantage
 from robustfdd.report.grid import to_markdown
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.tables import main_tables
@@ -40,7 +40,8 @@ def results_of(report: Path) -> Results:
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.name)
 def test_tables_are_those_of_the_records(report: Path) -> None:
     results = results_of(report)
-    found = [a for module in (claims, table1, table2, table3, random_forward) for a in module.build(results)]
+    modules = (claims, table1, table2, table3, random_forward, worst_case_advantage)
+    found = [artefact for module in modules for artefact in module.build(results)]
     grids = {table.name: table.grid for table in main_tables(results)}
     grids |= {a.name: replace(a.grid, title=a.title, caption=a.caption) for a in found if a.grid}
     assert {"claims", "table2-clean-accuracy", "robust-accuracy-linf"} <= set(grids)

@@ -575,8 +575,13 @@ def test_figure_7_draws_the_published_curves_faint_and_on_the_same_axis(
     linf, l2 = drawn[0].axes
     for axes, n_published, n_own in ((linf, 8, 3), (l2, 5, 2)):
         faint = [line for line in axes.lines if line.get_alpha() is not None]
-        bold = [line for line in axes.lines if line.get_alpha() is None]
+        own = [line for line in axes.lines if line.get_alpha() is None]
+        bold, worst = own[::2], own[1::2]
         assert [len(line.get_xdata()) for line in faint] == [n_published] * 3
+        assert [line.get_color() for line in worst] == [line.get_color() for line in bold]
+        assert all(line.get_marker() in ("", "None") for line in worst)
+        for line, below in zip(bold, worst, strict=True):
+            assert (line.get_ydata() >= np.asarray(below.get_ydata())).all()
         assert [len(line.get_xdata()) for line in bold] == [n_own] * 3
         assert [line.get_color() for line in faint] == [line.get_color() for line in bold]
         assert all(line.get_marker() in ("", "None") for line in faint)

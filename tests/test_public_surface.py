@@ -10,7 +10,18 @@ import robustfdd
 
 EXPECTED = {
     *("AttackSpec", "Checkpoint", "Dataset", "FeatureDensityDropout", "OriginalDropout", "Outcome", "Recipe"),
-    *("SpatialDropout", "StudySpec", "Threat", "attack", "build_dropout", "build_model", "evaluate"),
+    *(
+        "SpatialDropout",
+        "StudySpec",
+        "Threat",
+        "Audit",
+        "AuditedAttack",
+        "attack",
+        "audit",
+        "build_dropout",
+        "build_model",
+        "evaluate",
+    ),
     *("feature_density", "get_engine", "load_attack", "load_dataset", "load_model", "load_run", "load_study"),
     *("run_evaluation", "train", "write_report"),
     *("RobustFDDError", "ConfigurationError", "DatasetError", "CheckpointError", "ModelContractError"),

@@ -258,8 +258,10 @@ def test_table_3_has_the_published_radii_of_a_study_with_more(tmp_path: Path) ->
     more = [*radii, 2 * max(radii)]
     found = build(table3, paper_run("fgsm", "linf", more, dataset), tmp_path / "more")
     assert found is not None
-    assert found.frame["eps_normalized"].tolist() == [0, *radii]
-    assert found.frame["none"].tolist() == [90.0] + [90.0 - 10 * (i + 1) for i in range(len(radii))]
+    assert found.frame["attack"].tolist() == ["clean", *["fgsm"] * len(radii), *["worst-case"] * len(radii)]
+    assert found.frame["eps_normalized"].tolist() == [0, *radii, *radii]
+    falling = [90.0 - 10 * (i + 1) for i in range(len(radii))]
+    assert found.frame["none"].tolist() == [90.0, *falling, *falling]
     assert "Attacks, radii and layout: Table 3 of Ke et al. (2020)." in found.caption
     # The main table is that table already, or has none of its rows, or measures other balls.
     assert build(table3, paper_run("fgsm", "linf", radii, dataset), tmp_path / "same") is None

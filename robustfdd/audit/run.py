@@ -118,7 +118,8 @@ class Audit:
             "clean_accuracy": self.clean_accuracy,
             "audited_accuracy": self.audited_accuracy,
             "worst_accuracy": self.worst_accuracy,
-            "failed": [i.name for i in self.failed],
+            # An array, since an empty list has no type that a file of records could keep.
+            "failed": np.asarray([i.name for i in self.failed], dtype=str),
             "gradient_passes": self.gradient_passes,
             "forward_passes": self.forward_passes,
             "seconds": self.seconds,

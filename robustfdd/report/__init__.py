@@ -6,6 +6,7 @@ A report is a pure function of the run directories: written twice, its files are
 from __future__ import annotations
 
 from robustfdd.report.agreement import Agreement
+from robustfdd.report.audit import audit_text
 from robustfdd.report.combine import combine
 from robustfdd.report.grid import Grid
 from robustfdd.report.notes import Note
@@ -18,6 +19,7 @@ __all__ = [
     "Grid",
     "MainTable",
     "Note",
+    "audit_text",
     "combine",
     "disagreements",
     "main_table_text",

@@ -52,8 +52,8 @@ def methods_of(results: Results, frame: pd.DataFrame) -> list[Method]:
 
 
 def first_of(methods: Sequence[Method], dropout: str) -> Method | None:
-    """Of the methods with that dropout, the one under the dropout's own name, else the first."""
-    found = [method for method in methods if method.dropout == dropout]
+    """Of the methods with that dropout and no recipe of their own: that under the dropout's own name, or the first."""
+    found = [method for method in methods if method.dropout == dropout and not method.settings.get("recipe")]
     return next((method for method in found if method.label == dropout), found[0] if found else None)
 
 

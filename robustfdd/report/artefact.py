@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pandas as pd
 
 from robustfdd.report.grid import Grid
+
+ArtefactSection = Literal["paper", "robust", "audit"]
+SECTIONS: tuple[ArtefactSection, ...] = get_args(ArtefactSection)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Artefact:
         frame: its data, written as ``tables/NAME.csv``.
         grid: the table as it is shown (page, Markdown, LaTeX); None for a figure.
         figure: the figure's files by extension, ``png`` and ``pdf``; None for a table.
+        section: the part of the page that it belongs to: the paper's tables and figures, the run's robust accuracy
+            beyond them, or the audit.
+        unfolded: whether the page shows a long table at once, not only when it is asked for.
     """
 
     name: str
@@ -29,3 +36,5 @@ class Artefact:
     frame: pd.DataFrame
     grid: Grid | None = None
     figure: Mapping[str, bytes] | None = None
+    section: ArtefactSection = "paper"
+    unfolded: bool = False

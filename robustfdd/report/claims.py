@@ -16,7 +16,7 @@ from scipy.stats import ttest_1samp
 from robustfdd.published import load
 from robustfdd.report.analyses import analysis_table
 from robustfdd.report.matching import Pair, match_cells, run_dataset
-from robustfdd.report.results import Place, Results
+from robustfdd.report.results import Results
 from robustfdd.report.statistics import LEVEL, compare
 from robustfdd.report.study import Method, norm_title, number, signed
 from robustfdd.report.tables import entry_at
@@ -420,8 +420,7 @@ def _own_cells(results: Results, methods: Mapping[str, Method], attacks: Iterabl
     found: dict[str, dict[tuple[str, str, str], float]] = {name: {} for name in methods}
     for (name, method), attack, norm in product(methods.items(), attacks, norms):
         for step, eps in enumerate(results.study.grid(attack, norm), start=1):
-            place = Place(method.label, attack, norm, results.study.engine, step)
-            mean = entry_at(results, place, "robust_accuracy").mean
+            mean = entry_at(results, results.place(method.label, attack, norm, step), "robust_accuracy").mean
             if mean is not None:
                 found[name][attack, norm, eps.texts("normalized")[0]] = round(mean, 9)
     return {name: cells for name, cells in found.items() if cells}

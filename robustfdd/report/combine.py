@@ -13,6 +13,7 @@ import pandas as pd
 from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.records import Run
 from robustfdd.report.results import Results, sort_results
+from robustfdd.report.study import norm_title, read_study
 
 #: What two methods of one label, or two attacks of one name, may differ in: names for people, and what is united.
 _FREE_IN_METHODS = ("title", "variant")
@@ -95,10 +96,7 @@ def _check_pair(first: Run, second: Run) -> None:
     for key in ("eps_unit", "protocol"):
         values = studies[0][key], studies[1][key]
         _check_same(first, second, f"study.{key}", values, f"run both with the same {key}, or {other_study}")
-    engines = studies[0]["engines"][0], studies[1]["engines"][0]
-    _check_same(
-        first, second, "the primary engine", engines, f"put the same engine first in both studies, or {other_study}"
-    )
+    _check_engines(first, second, f"put the same engine first in both studies, or {other_study}")
     _check_images(first, second)
     if _trained_here(first) and _trained_here(second):
         for key in ("recipe", "model", "normalization"):
@@ -117,6 +115,15 @@ def _check_pair(first: Run, second: Run) -> None:
         _check_same(first, second, key, values, f"run both with the same parameters, or {other_study}")
     _check_units(first, second)
     _check_models(first, second)
+
+
+def _check_engines(first: Run, second: Run, advice: str) -> None:
+    """The figures of an attack in the tables must come through one engine."""
+    a, b = (read_study(run.manifest, run.path / "manifest.json") for run in (first, second))
+    planned = [dict.fromkeys((unit.attack, unit.norm) for unit in study.units) for study in (a, b)]
+    for attack, norm in (key for key in planned[0] if key in planned[1]):
+        what = f"the primary engine of {a.attack_title(attack)} in {norm_title(norm)}"
+        _check_same(first, second, what, (a.engine_of(attack, norm), b.engine_of(attack, norm)), advice)
 
 
 def _check_units(first: Run, second: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from robustfdd.errors import RunDirectoryError
@@ -26,6 +27,7 @@ class Comparison:
         dataset: the data set whose figures are used.
         pairs: every figure that both have, in the order of the paper.
         not_run: every published figure that the run has nothing for.
+        matched: the methods of the run that are the paper's, by dropout.
         left_out: methods of the run that are not the paper's, with the reason.
         orderings: the order of the methods, block by block.
         summaries: for each table and figure that has pairs, and over all.
@@ -37,6 +39,7 @@ class Comparison:
     dataset: str
     pairs: tuple[Pair, ...]
     not_run: tuple[NotRun, ...]
+    matched: Mapping[str, Method]
     left_out: tuple[tuple[Method, str], ...]
     orderings: tuple[Ordering, ...]
     summaries: tuple[Summary, ...]
@@ -90,6 +93,7 @@ def compare(results: Results, *, as_dataset: str | None = None) -> Comparison:
         dataset=dataset,
         pairs=pairs,
         not_run=not_run,
+        matched=matched,
         left_out=tuple(left_out),
         orderings=orderings,
         summaries=tuple(summarise(orderings)),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from robustfdd.published import Place, PublishedCell
+from robustfdd.published import Place, PublishedCell, eps_key
 from robustfdd.report.comparison import Comparison
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.matching import Pair
 from robustfdd.report.ordering import BASELINES, CLOSE_POINTS, Ordering, Versus, blocks
 from robustfdd.report.study import norm_title, number
-from robustfdd.report.tables import count_text, half_width, seeds_text, shown_decimals
+from robustfdd.report.tables import count_text, half_width, seeds_text, shown_decimals, worst_entry
+from robustfdd.report.verdicts import marks_text
+from robustfdd.report.worst_case import TITLE, explanation, worst_case
 
 _LINES = ("run", "paper", "difference")
 
@@ -43,9 +45,11 @@ def _figures_caption(comparison: Comparison, place: Place, pairs: Sequence[Pair]
     study = comparison.results.study
     images = [pair.n_images for pair in pairs]
     spread = "mean ± sample standard deviation over " if len(study.trained_seeds) > 1 else ""
+    engines = study.engines_text(attacks={str(pair.published.attack) for pair in pairs})
+    engines += "; " if engines else ""
     sentences = [
         f"{_against(comparison)}. {place.shows}.",
-        f"Run: {count_text((min(images), max(images)))} test images, all in the denominator; engine {study.engine}; "
+        f"Run: {count_text((min(images), max(images)))} test images, all in the denominator; {engines}"
         f"{spread}{seeds_text(study.seeds)}; known to within ±{half_width(min(images)):.1f} points at worst (binomial "
         "95 % interval, Wilson).",
         f"Paper: {comparison.published.source.short}, {place.title}.",
@@ -53,16 +57,56 @@ def _figures_caption(comparison: Comparison, place: Place, pairs: Sequence[Pair]
         f"Difference: run minus paper, in points; bold: at most {number(CLOSE_POINTS)}. {GAP}: not published or not "
         "run. ε in normalised units.",
     ]
+    norm = _worst_norm(place, pairs)
+    if norm:
+        sentences.append(f"{explanation(comparison.results, norm)} The paper has no such figure.")
     if any(pair.ours.incomplete for pair in pairs):
         sentences.append("‡ Some of the planned seeds are missing.")
+    if any(pair.method.verdict for pair in pairs):
+        sentences.append(marks_text([comparison.matched[name] for name in _columns(comparison, place, matched=True)]))
     return " ".join(sentences)
+
+
+def _columns(comparison: Comparison, place: Place, *, matched: bool = False) -> list[str]:
+    """The methods that a table or figure has figures of, by dropout; or those of them that the run has."""
+    published = comparison.published.cells_of(comparison.dataset, place.name)
+    names = [name for name in comparison.published.methods if any(cell.method == name for cell in published)]
+    return [name for name in names if not matched or name in comparison.matched]
+
+
+def _worst_norm(place: Place, pairs: Sequence[Pair]) -> str | None:
+    """The norm of a printed table of accuracies under attack, whose layout has a place for the worst case."""
+    norms = {pair.published.norm for pair in pairs if pair.published.attack}
+    return next(iter(norms)) if len(norms) == 1 and not place.reading_error_points else None
+
+
+def _worst_lines(
+    comparison: Comparison, place: Place, pairs: Sequence[Pair], names: Sequence[str], decimals: int
+) -> list[tuple[str, ...]]:
+    """The run's worst case at the radii of a table; no line where the run has none."""
+    norm = _worst_norm(place, pairs)
+    if norm is None:
+        return []
+    worst = worst_case(comparison.results, norm)
+    radii = {eps_key(pair.published.eps_normalized) for pair in pairs if pair.published.attack}
+    lines: list[tuple[str, ...]] = []
+    for step, eps in enumerate(worst.grid, start=1):
+        if eps_key(eps.normalized) not in radii:
+            continue
+        cells = []
+        for name in names:
+            method = comparison.matched.get(name)
+            entry = worst_entry(worst, method.label, step, "robust_accuracy") if method else None
+            cells.append(entry.text(decimals) if entry else GAP)
+        lines.append(("" if lines else TITLE, number(eps.normalized), _LINES[0], *cells))
+    return lines
 
 
 def figures_grid(comparison: Comparison, place: Place) -> Grid:
     """One table or figure of the paper with the run's figures beside it, three lines for each attack and radius."""
     pairs = comparison.of(place)
     published = comparison.published.cells_of(comparison.dataset, place.name)
-    names = [name for name in comparison.published.methods if any(cell.method == name for cell in published)]
+    names = _columns(comparison, place)
     decimals = shown_decimals(max(pair.n_images for pair in pairs))
     paper_decimals = 1 if place.reading_error_points else 2
     rows: list[tuple[str, ...]] = []
@@ -84,11 +128,15 @@ def figures_grid(comparison: Comparison, place: Place) -> Grid:
                 marks.add((len(rows) + 2, column))
         for i, (title, line) in enumerate(zip(_LINES, lines, strict=True)):
             rows.append((attack if i == 0 else "", eps if i == 0 else "", title, *line))
+    worst = _worst_lines(comparison, place, pairs, names, decimals)
+    if worst:
+        rules.add(len(rows))
+        rows += worst
     return Grid(
         name=f"compare-{place.name}",
         title=f"{place.title} of the paper and this run, accuracy (%)",
         caption=_figures_caption(comparison, place, pairs),
-        headers=("Attack", "ε", "", *(comparison.published.methods[name].title for name in names)),
+        headers=("Attack", "ε", "", *(_name(comparison, name) for name in names)),
         rows=tuple(rows),
         n_text=3,
         marks=frozenset(marks),
@@ -104,8 +152,14 @@ def _p(value: float | None) -> str:
     return GAP if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
+def _name(comparison: Comparison, name: str) -> str:
+    """The paper's name of a method, with the mark of the verdict on the run's."""
+    title, method = comparison.published.methods[name].title, comparison.matched.get(name)
+    return method.marked(title) if method else title
+
+
 def _names(comparison: Comparison, methods: Iterable[str]) -> str:
-    return ", ".join(comparison.published.methods[name].title for name in methods)
+    return ", ".join(_name(comparison, name) for name in methods)
 
 
 def _best(comparison: Comparison, item: Ordering, *, ours: bool) -> str:

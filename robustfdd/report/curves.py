@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustfdd.report.results import Place, Results
-from robustfdd.report.study import Method, norm_title
+from robustfdd.report.results import Metric, Results
+from robustfdd.report.study import Epsilon, Method, norm_title
 from robustfdd.report.style import EpsilonAxis, Style, epsilon_axis, style
-from robustfdd.report.tables import Entry, entry_at
+from robustfdd.report.tables import Entry, entry_at, worst_entry
+from robustfdd.report.worst_case import NAME, TITLE, WorstCase, worst_case
 
 #: How many characters are as long as the axis of the interactive figure on a narrow laptop screen.
 _CHARACTERS = 70
@@ -16,17 +18,22 @@ _CHARACTERS = 70
 
 @dataclass(frozen=True)
 class Curve:
-    """One method in one panel; the first entry is the clean accuracy, then one for each radius."""
+    """One method in one panel; the first entry is the clean accuracy, then one for each radius.
+
+    ``worst`` is the worst case at the radii of the panel, the lower envelope of all attacks; empty in the panel that
+    shows the worst case itself.
+    """
 
     method: Method
     style: Style
     entries: tuple[Entry, ...]
     survival: tuple[Entry, ...]
+    worst: tuple[Entry, ...]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One attack in one norm."""
+    """One attack in one norm, or the worst case over all of them."""
 
     attack: str
     norm: str
@@ -35,28 +42,52 @@ class Panel:
     curves: tuple[Curve, ...]
 
 
+def _envelope(
+    results: Results, worst: WorstCase, method: Method, grid: Sequence[Epsilon], metric: Metric
+) -> tuple[Entry, ...]:
+    """The worst case of a method before any attack and at some radii of the study."""
+    steps = worst.steps()
+    clean = entry_at(results, results.clean_place(method.label, worst.norm), metric)
+    return clean, *(worst_entry(worst, method.label, steps[eps.key], metric) for eps in grid)
+
+
 def panels(results: Results) -> list[Panel]:
-    """Every attack in every norm that it is run in, norm by norm, from the records of the primary engine."""
+    """Every attack in every norm that it is run in, norm by norm, and last in each norm the worst case."""
     study = results.study
     found = []
     for norm in study.norms:
+        worst = worst_case(results, norm)
         for attack in study.attacks:
             grid = attack.eps.get(norm, ())
             if not grid:
                 continue
             curves = []
             for i, method in enumerate(study.methods):
-                places = [Place(method.label, attack.name, norm, study.engine, step) for step in range(len(grid) + 1)]
+                places = [results.place(method.label, attack.name, norm, step) for step in range(len(grid) + 1)]
                 curves.append(
                     Curve(
                         method,
                         style(i),
                         tuple(entry_at(results, place, "robust_accuracy") for place in places),
                         tuple(entry_at(results, place, "survival_rate") for place in places),
+                        _envelope(results, worst, method, grid, "robust_accuracy"),
                     )
                 )
             title = f"{attack.title}, {norm_title(norm)}"
             found.append(Panel(attack.name, norm, title, epsilon_axis(grid, study.eps_unit), tuple(curves)))
+        if worst.grid:
+            envelopes = tuple(
+                Curve(
+                    method,
+                    style(i),
+                    _envelope(results, worst, method, worst.grid, "robust_accuracy"),
+                    _envelope(results, worst, method, worst.grid, "survival_rate"),
+                    (),
+                )
+                for i, method in enumerate(study.methods)
+            )
+            title = f"{TITLE}, {norm_title(norm)}"
+            found.append(Panel(NAME, norm, title, epsilon_axis(worst.grid, study.eps_unit), envelopes))
     return found
 
 
@@ -75,8 +106,8 @@ def _plain(text: str) -> str:
 def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict[str, Any]:
     """A Plotly figure as JSON: all methods of one panel, with a menu to choose the panel.
 
-    There is one trace a method, and the menu replaces its points, so a method that the reader has switched off
-    stays off in the next panel.
+    There are two traces a method, its curve and the thin line of its worst case, and the menu replaces their points, so
+    a method that the reader has switched off stays off in the next panel.
 
     Args:
         found: the panels, at least one.
@@ -85,11 +116,16 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
     """
 
     def points(panel: Panel) -> dict[str, Any]:
+        n = len(panel.curves)
+        nothing: list[list[Any]] = [[] for _ in range(n)]
         return {
-            "x": [list(panel.axis.positions) for _ in panel.curves],
-            "y": [[entry.mean for entry in curve.entries] for curve in panel.curves],
-            "error_y.array": [[entry.std for entry in curve.entries] for curve in panel.curves],
-            "customdata": [_hover(panel, curve, decimals) for curve in panel.curves],
+            "x": [list(panel.axis.positions) for _ in range(2 * n)],
+            "y": [
+                *([entry.mean for entry in curve.entries] for curve in panel.curves),
+                *([entry.mean for entry in curve.worst] for curve in panel.curves),
+            ],
+            "error_y.array": [*([entry.std for entry in curve.entries] for curve in panel.curves), *nothing],
+            "customdata": [*(_hover(panel, curve, decimals) for curve in panel.curves), *nothing],
         }
 
     def ticks(panel: Panel) -> dict[str, Any]:
@@ -111,6 +147,7 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
             "type": "scatter",
             "mode": "lines+markers",
             "name": _plain(curve.method.title),
+            "legendgroup": str(i),
             "x": start["x"][i],
             "y": start["y"][i],
             "customdata": start["customdata"][i],
@@ -127,6 +164,21 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
                 f"ε = %{{customdata[0]}} {main}, %{{customdata[1]}} {other}<br>"
                 "robust accuracy %{customdata[2]} %<br>survival rate %{customdata[3]} %"
             ),
+        }
+        for i, curve in enumerate(first.curves)
+    ]
+    # Hidden with the curve of the same method.
+    traces += [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": _plain(f"{curve.method.title}: {TITLE.lower()}"),
+            "legendgroup": str(i),
+            "showlegend": False,
+            "hoverinfo": "skip",
+            "x": start["x"][len(first.curves) + i],
+            "y": start["y"][len(first.curves) + i],
+            "line": {"color": curve.style.colour, "width": 0.8},
         }
         for i, curve in enumerate(first.curves)
     ]

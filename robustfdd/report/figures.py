@@ -19,6 +19,10 @@ from robustfdd.report.results import Results
 from robustfdd.report.style import Style, style
 
 _DPI = 160
+#: The line of the worst case where it is beside a curve, in points.
+THIN = 0.7
+#: Panels of the overview in a row, at most.
+_COLUMNS = 4
 _SETTINGS: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # Matplotlib brings it along, so a figure is the same everywhere
     "font.size": 10,
@@ -61,7 +65,15 @@ def render(figure: Figure) -> dict[str, bytes]:
     return files
 
 
-def legend(figure: Figure, styles: Sequence[Style], titles: Sequence[str], *, marker: bool, **where: Any) -> None:
+def legend(
+    figure: Figure,
+    styles: Sequence[Style],
+    titles: Sequence[str],
+    *,
+    marker: bool,
+    worst: bool = False,
+    **where: Any,
+) -> None:
     """A legend of methods, each title as it stands.
 
     Args:
@@ -69,11 +81,15 @@ def legend(figure: Figure, styles: Sequence[Style], titles: Sequence[str], *, ma
         styles: the look of each method.
         titles: their names.
         marker: whether the lines have markers.
+        worst: whether it also says what the thin lines are.
         where: further arguments of Matplotlib's ``Figure.legend``, e.g. ``loc``.
     """
     handles = [
         Line2D([], [], color=item.colour, linestyle=item.line, marker=item.marker if marker else "") for item in styles
     ]
+    if worst:
+        handles.append(Line2D([], [], color="#6b7280", linewidth=THIN))
+        titles = [*titles, "worst case"]
     # Matplotlib leaves out a label that starts with an underscore, so the names are put in afterwards.
     made = figure.legend(handles, [str(i) for i in range(len(titles))], **where)
     for text, title in zip(made.get_texts(), titles, strict=True):
@@ -86,6 +102,9 @@ def _draw_panel(axes: Axes, panel: Panel, *, characters: float) -> None:
         mean = np.array([np.nan if entry.mean is None else entry.mean for entry in curve.entries])
         std = np.array([np.nan if entry.std is None else entry.std for entry in curve.entries])
         look = curve.style
+        if curve.worst:
+            low = [np.nan if entry.mean is None else entry.mean for entry in curve.worst]
+            axes.plot(positions, low, color=look.colour, linewidth=THIN)
         axes.plot(positions, mean, color=look.colour, linestyle=look.line, marker=look.marker, clip_on=False)
         if np.isfinite(std).any():
             axes.fill_between(positions, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0)
@@ -108,7 +127,9 @@ def _draw_panel(axes: Axes, panel: Panel, *, characters: float) -> None:
 
 
 def draw_panel(panel: Panel) -> dict[str, bytes]:
-    """One attack in one norm: robust accuracy over epsilon, all methods, a band of one standard deviation over seeds.
+    """One panel: robust accuracy over epsilon, all methods, a band of one standard deviation over seeds.
+
+    Thin lines without marks are the worst case over all attacks, each in the colour of its method.
 
     Returns:
         The files by extension, ``png`` and ``pdf``.
@@ -119,40 +140,44 @@ def draw_panel(panel: Panel) -> dict[str, bytes]:
         _draw_panel(axes, panel, characters=50)
         axes.set_ylabel("Robust accuracy (%)")
         titles = [curve.method.title for curve in panel.curves]
-        legend(figure, [c.style for c in panel.curves], titles, marker=True, loc="outside right center")
+        worst = any(curve.worst for curve in panel.curves)
+        legend(figure, [c.style for c in panel.curves], titles, marker=True, worst=worst, loc="outside right center")
         return render(figure)
 
 
 def draw_overview(found: Sequence[Panel]) -> dict[str, bytes]:
-    """All panels side by side, norms down and attacks across, under one legend.
+    """All panels, norm by norm, under one legend.
 
     Returns:
         The files by extension, ``png`` and ``pdf``.
     """
-    norms = list(dict.fromkeys(panel.norm for panel in found))
-    attacks = list(dict.fromkeys(panel.attack for panel in found))
-    n_columns = len(attacks)
+    lines: list[Sequence[Panel]] = []
+    for norm in dict.fromkeys(panel.norm for panel in found):
+        mine = [panel for panel in found if panel.norm == norm]
+        lines += [mine[start : start + _COLUMNS] for start in range(0, len(mine), _COLUMNS)]
+    n_columns = max(map(len, lines))
     with drawing():
         mpl.rcParams.update({"xtick.labelsize": 8, "ytick.labelsize": 9})
-        figure = Figure(figsize=(max(3.3 * n_columns, 5.0), 3.1 * len(norms) + 0.6))
-        grid = figure.subplots(len(norms), n_columns, squeeze=False)
+        figure = Figure(figsize=(max(3.3 * n_columns, 5.0), 3.1 * len(lines) + 0.6))
+        grid = figure.subplots(len(lines), n_columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        for panel in found:
-            row, column = norms.index(panel.norm), attacks.index(panel.attack)
-            axes = grid[row, column]
-            axes.set_axis_on()
-            _draw_panel(axes, panel, characters=33)
-            if column == 0:
-                axes.set_ylabel("Robust accuracy (%)")
+        for row, line in enumerate(lines):
+            for column, panel in enumerate(line):
+                axes = grid[row, column]
+                axes.set_axis_on()
+                _draw_panel(axes, panel, characters=33)
+                if column == 0:
+                    axes.set_ylabel("Robust accuracy (%)")
         curves = found[0].curves
         legend(
             figure,
             [curve.style for curve in curves],
             [curve.method.title for curve in curves],
             marker=True,
+            worst=True,
             loc="outside lower center",
-            ncols=min(len(curves), 2 * n_columns),
+            ncols=min(len(curves) + 1, 2 * n_columns),
         )
         return render(figure)
 

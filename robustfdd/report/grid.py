@@ -11,6 +11,8 @@ from rich.text import Text
 
 #: What stands where there is no record.
 GAP = "–"
+#: Columns, or characters in a row, up to which a table fits a web page in the usual size.
+_MANY, _PAGE = 10, 100
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,12 @@ class Grid:
     rules: frozenset[int] = field(default_factory=frozenset)
     alarms: frozenset[int] = field(default_factory=frozenset)
     prose: frozenset[int] = field(default_factory=frozenset)
+
+    @property
+    def wide(self) -> bool:
+        """Whether the table is too wide for a web page in the usual size."""
+        characters = sum(max((len(row[j]) for row in self.rows), default=0) for j in range(len(self.headers)))
+        return len(self.headers) > _MANY or (not self.prose and characters > _PAGE)
 
 
 def group_starts(names: list[str]) -> frozenset[int]:

@@ -40,6 +40,10 @@ _SPECIAL = {
     "≥": r"$\geq$",
     "∞": r"$\infty$",
     "ε": r"$\varepsilon$",
+    "→": r"$\to$",
+    # The marks of the verdicts: what LaTeX has without a further package.
+    "✓": r"$\surd$",
+    "✗": r"$\times$",
 }
 # The Greek letters that LaTeX has commands for: those that look like no Latin one.
 _GREEK = frozenset(
@@ -76,6 +80,8 @@ _LETTERS = {
 _NORMS = {"L∞": r"$L_\infty$", "L2": r"$L_2$"}
 #: The line of a plain article, in points.
 _LINE = 345.0
+#: What columns of names and figures may be wider than their characters on average, in points; running text makes room.
+_MARGIN = 8.0
 #: Lines of a header up to this many characters are not broken.
 _SHORT = 6
 
@@ -141,8 +147,8 @@ def _lines(text: str, *, narrow: bool) -> list[str]:
 
 
 def _cell_lines(text: str, *, narrow: bool) -> list[str]:
-    """A figure with its spread, or an interval, in two lines where a table is too wide for one."""
-    return re.sub(r" (?:(±) |(to ))", r"\n\1\2", text).split("\n") if narrow else [text]
+    """A figure with its spread, an interval or a change, in two lines where a table is too wide for one."""
+    return re.sub(r" (?:(±) |(to |→ ))", r"\n\1\2", text).split("\n") if narrow else [text]
 
 
 def _header(text: str, *, narrow: bool, flush: str) -> str:
@@ -171,7 +177,7 @@ def _widths(grid: Grid, *, narrow: bool) -> list[int]:
 
 def _columns(grid: Grid, size: _Size, widths: list[int]) -> list[str]:
     """The type of each column; running text shares what the figures leave of the line."""
-    rest = max(_LINE - size.width(widths), 0)
+    rest = max(_LINE - _MARGIN - size.width(widths), 0)
     # In proportion to the longest text, so that all texts of a row take about as many lines.
     wish = {j: max(len(row[j]) for row in grid.rows) for j in grid.prose if grid.rows}
     types = []

@@ -13,6 +13,8 @@ from robustfdd.report.tables import Entry, entry_at
 from robustfdd.report.training import clean_entry, n_test_images
 
 _NORMALIZATION = "study.normalization"
+#: How the paper runs its attacks.
+_PROTOCOL = "paper"
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def altered(method: Method, published: Published) -> str | None:
         for name, value in method.options.items()
         if name not in expected or not agrees(expected[name], value)
     ]
+    if method.settings.get("recipe"):
+        changed.append("a recipe of its own")
     placement = method.settings.get("placement")
     if facts.placement and placement not in (None, facts.placement):
         changed.append(f"placement = {placement} (not {facts.placement})")
@@ -140,7 +144,9 @@ def _place(results: Results, published: Published, cell: PublishedCell, label: s
     if not same_balls(results, published, cell.dataset):
         return "the run normalises its images in another way, so the same ε is another ball"
     title = results.study.attack_title(attack)
-    changed = _changed_parameters(results, published, attack)
+    protocol = results.study.protocol
+    changed = "" if protocol == _PROTOCOL else f"protocol {protocol}"
+    changed = changed or _changed_parameters(results, published, attack)
     if changed:
         return f"the run has {title} with {changed}"
     grid = results.study.grid(attack, norm)
@@ -150,7 +156,7 @@ def _place(results: Results, published: Published, cell: PublishedCell, label: s
     step = steps.get(eps_key(cell.eps_normalized))
     if step is None:
         return f"the run has {title} in {norm_title(norm)} at other ε: {', '.join(number(e.normalized) for e in grid)}"
-    return Place(label, attack, norm, results.study.engine, step)
+    return results.place(label, attack, norm, step)
 
 
 def match_cells(results: Results, published: Published, dataset: str) -> Iterator[Pair | NotRun]:

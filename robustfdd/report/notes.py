@@ -8,10 +8,19 @@ from itertools import groupby
 from typing import Any, Literal
 
 from robustfdd.report.agreement import TOLERANCE_POINTS, Agreement
+from robustfdd.report.audit import not_audited
 from robustfdd.report.results import Results
 from robustfdd.report.study import norm_title, number, one_image, signed
-from robustfdd.report.tables import half_width
+from robustfdd.report.tables import half_width, seeds_text
 
+#: What a verdict means for the figures.
+_VERDICT_TEXTS = {
+    "not believable": (
+        "The audit broke far more images than the attack under audit, or found that this attack cannot work. The "
+        "robust accuracy of these methods is a statement about the attack, not about the model: see Audit."
+    ),
+    "suspicious": "The audit found signs that an attack does not work as it should: see Audit.",
+}
 #: Below this, sampling alone can move a figure by more than 3 points.
 _FEW_IMAGES = 1000
 
@@ -60,7 +69,7 @@ def _gaps(results: Results) -> list[Note]:
     states = results.unit_states()
     failed = {failure.unit for failure in failures}
     waiting = [state for state in states if state.missing and state.unit.unit not in failed]
-    if not results.places:
+    if not results.places and (states or not results.run.analyses):
         found.append(
             Note("warning", "There are no results yet", f"The plan has {len(states)} units; none has a record.")
         )
@@ -85,7 +94,7 @@ def _gaps(results: Results) -> list[Note]:
 
 def _random_forwards(results: Results) -> list[Note]:
     found = []
-    titles = {method.label: method.title for method in results.study.methods}
+    titles = {method.label: method.plain_title for method in results.study.methods}
     unsteady = [titles[label] for label in results.unsteady_methods()]
     if unsteady:
         found.append(
@@ -117,6 +126,49 @@ def _random_forwards(results: Results) -> list[Note]:
             )
             found.append(Note("info", title, text))
     return found
+
+
+def _audits(results: Results) -> list[Note]:
+    """What the audits say of the figures, and what was not audited."""
+    found = []
+    for verdict, text in _VERDICT_TEXTS.items():
+        titles = [method.plain_title for method in results.study.methods if method.verdict == verdict]
+        if titles:
+            found.append(Note("warning", f"{verdict.capitalize()}: {', '.join(titles)}", text))
+    without = not_audited(results)
+    if without:
+        seeds = {method.label: missing for method, missing in without}
+        everything = len(without) == len(results.study.methods) and not any(m.verdict for m, _ in without)
+        names = [
+            # Of a method with a verdict, some seeds are left.
+            method.plain_title + (f" ({seeds_text(seeds[method.label])})" if method.verdict else "")
+            for method, _ in without
+        ]
+        found.append(
+            Note(
+                "warning",
+                f"Not audited: {'all methods' if everything and len(names) > 1 else ', '.join(names)}",
+                "That a model survives an attack can mean that it is robust, or that the attack does not work on it; "
+                "the figures look the same. An audit (robustfdd audit) tells the two apart.",
+            )
+        )
+    return found
+
+
+def _worst_cases(results: Results) -> list[Note]:
+    """What several draws of a random forward pass do to the worst case."""
+    random = results.eot_samples()
+    titles = [method.plain_title for method in results.study.methods if method.label in random]
+    if not titles or not results.places:
+        return []
+    return [
+        Note(
+            "info",
+            f"The worst case of {', '.join(titles)} is pessimistic",
+            "Forward passes are random at test time, and the worst case counts an image as broken if any draw of any "
+            "attack, or of a prediction before it, failed: the more is run, the lower it gets, for this reason alone.",
+        )
+    ]
 
 
 def _parts(parts: Sequence[Mapping[str, Any]]) -> list[Note]:
@@ -159,7 +211,7 @@ def _parts(parts: Sequence[Mapping[str, Any]]) -> list[Note]:
 def _limits(results: Results) -> list[Note]:
     study, manifest = results.study, results.run.manifest
     found = []
-    title_of = {method.label: method.title for method in study.methods}
+    title_of = {method.label: method.plain_title for method in study.methods}
     for group in results.identical_methods():
         titles = [title_of[label] for label in group]
         found.append(
@@ -181,7 +233,7 @@ def _limits(results: Results) -> list[Note]:
                 f"±{half_width(images[0]):.1f} points at worst (binomial 95 % interval, Wilson).",
             )
         )
-    if len(study.trained_seeds) == 1:
+    if len(study.trained_seeds) == 1 and study.attacks:
         found.append(
             Note(
                 "info",
@@ -223,7 +275,9 @@ def notes(results: Results, agreements: Sequence[Agreement]) -> list[Note]:
     found = [
         *_disagreements(agreements),
         *_gaps(results),
+        *_audits(results),
         *_random_forwards(results),
+        *_worst_cases(results),
         *_parts(parts),
         *_limits(results),
     ]

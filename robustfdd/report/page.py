@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from robustfdd.records import Failure
+from robustfdd.report.audit import ModelVerdict
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.notes import Note
 from robustfdd.report.results import Results, UnitState
-from robustfdd.report.study import PROTOCOL_MEANINGS, norm_title
+from robustfdd.report.study import PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title
 from robustfdd.report.tables import count_text, seeds_text
 
 
@@ -30,6 +32,7 @@ class Exhibit:
         grid: the table; None for a figure.
         png: the figure; None for a table.
         files: the paths of its files, relative to the page.
+        folded: whether its table is shown only when it is asked for.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Exhibit:
     grid: Grid | None
     png: bytes | None
     files: tuple[str, ...]
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Section:
         notes: the banner.
         robust: one grid a norm.
         survival: one grid a norm.
-        exhibits: the paper's tables and figures that the run has the records for.
+        verdicts: of the audits, one a model.
+        exhibits: the tables and figures that stand by themselves, by the section of the page that they belong to.
         agreement: the summary and the cell-by-cell grid, or None.
         interactive: the Plotly figure, or None without records.
         overview: the PNG of all panels, or None without records.
@@ -62,7 +67,8 @@ class Section:
     notes: Sequence[Note]
     robust: Sequence[Grid]
     survival: Sequence[Grid]
-    exhibits: Sequence[Exhibit]
+    verdicts: Sequence[ModelVerdict]
+    exhibits: Mapping[str, Sequence[Exhibit]]
     agreement: tuple[Grid, Grid] | None
     interactive: Mapping[str, Any] | None
     overview: bytes | None
@@ -77,16 +83,27 @@ class Section:
         images = self.results.counts("n_images")
         meaning = PROTOCOL_MEANINGS.get(study.protocol)
         parts = self.results.run.manifest.get("parts") or [self.results.run.manifest]
-        return [
-            ("Data set", study.dataset),
+        attacks = [
             ("Test images attacked", count_text(images) if images else GAP),
             ("Attacks", ", ".join(attack.title for attack in study.attacks)),
             ("Norms", ", ".join(map(norm_title, study.norms))),
-            ("Engines", ", ".join([f"{study.engine} (tables and curves)", *study.engines[1:]])),
+            ("Engines", self._engines),
             ("Protocol", study.protocol + (f": {meaning}" if meaning else "")),
-            ("Training", seeds_text(study.seeds)),
+        ]
+        return [
+            ("Data set", study.dataset),
+            *(attacks if study.attacks else ()),
+            ("Training", seeds_text(study.seeds) or GAP),
             ("Run started", ", ".join(str(run.get("created") or GAP) for run in parts)),
         ]
+
+    @property
+    def _engines(self) -> str:
+        """All engines of the plan; with several, those that tables and curves show."""
+        study = self.results.study
+        if len(study.engines) < 2:
+            return ", ".join(study.engines)
+        return f"{', '.join(study.engines)} (tables and curves: {study.engines_text()})"
 
     @property
     def failures(self) -> list[Failure]:
@@ -197,6 +214,9 @@ def render_page(section: Section) -> str:
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     environment.filters["norm_title"] = norm_title
+    # The mark of a verdict stays beside the name.
+    environment.filters["unbroken"] = lambda text: re.sub(f" (?=[{''.join(VERDICT_MARKS.values())}]$)", "\u00a0", text)
+    environment.filters["capital"] = lambda text: text[:1].upper() + text[1:]
     template = environment.get_template("page.html.j2")
     plotlyjs = get_plotlyjs() if section.interactive is not None else None
     return template.render(section=section, plotlyjs=plotlyjs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 from robustfdd.errors import RunDirectoryError
 from robustfdd.records import SCHEMA, Run
 from robustfdd.report.study import Study, Unit, read_study
+from robustfdd.report.verdicts import VERDICT_TABLE, with_verdicts
 
 Metric = Literal["robust_accuracy", "survival_rate"]
 
@@ -46,7 +48,7 @@ class Results:
 
     Attributes:
         run: as loaded.
-        study: what was planned.
+        study: what was planned; the names of its methods carry the mark of their audit's verdict.
         places: for every place that has records, the row of ``run.cells`` of each training seed.
         unplanned: how many records belong to no unit or radius of the plan; no table shows them.
     """
@@ -68,29 +70,41 @@ class Results:
         values = {seed: float(column.loc[found[seed]]) for seed in sorted(found)}
         return {seed: value for seed, value in values.items() if not np.isnan(value)}
 
+    @cached_property
+    def _planned(self) -> Mapping[tuple[str, str, str, str], tuple[int, ...]]:
+        found: dict[tuple[str, str, str, str], set[int]] = {}
+        for unit in self.study.units:
+            found.setdefault((unit.method, unit.attack, unit.norm, unit.engine), set()).add(unit.seed)
+        return {key: tuple(sorted(seeds)) for key, seeds in found.items()}
+
     def planned_seeds(self, place: Place) -> tuple[int, ...]:
         """The training seeds that the plan has for a place."""
-        wanted = (place.method, place.attack, place.norm, place.engine)
-        return tuple(sorted({u.seed for u in self.study.units if (u.method, u.attack, u.norm, u.engine) == wanted}))
+        return self._planned.get((place.method, place.attack, place.norm, place.engine), ())
 
     def clean_place(self, method: str, norm: str) -> Place:
-        """The place from which a method's clean accuracy is read: a unit of the primary engine, of this norm first.
+        """The place from which a method's clean accuracy is read: a unit that the tables show, of this norm first.
 
         The accuracy at epsilon = 0 does not depend on attack and norm, so a failed attack leaves no gap in it.
         """
         norms = [norm, *(other for other in self.study.norms if other != norm)]
         places = [
-            Place(method, attack.name, other, self.study.engine, 0)
+            self.place(method, attack.name, other, 0)
             for other in norms
             for attack in self.study.attacks
             if other in attack.eps
         ]
-        nowhere = Place(method, self.study.attacks[0].name, norm, self.study.engine, 0)
-        return max(places, key=lambda place: len(self.places.get(place, {})), default=nowhere)
+        nowhere = Place(method, "", norm, "", 0)
+        # Not every attack is planned for every method.
+        return max(places, key=lambda p: (len(self.places.get(p, {})), len(self.planned_seeds(p))), default=nowhere)
+
+    def place(self, method: str, attack: str, norm: str, step: int) -> Place:
+        """The place that tables and curves show of a method under an attack: that of the attack's first engine."""
+        return Place(method, attack, norm, self.study.engine_of(attack, norm), step)
 
     def counts(self, column: str, *, norm: str | None = None) -> tuple[int, int] | None:
-        """Smallest and largest count of images in a column, over the primary engine; None without records."""
-        cells = self.run.cells.loc[[row for place, row in self._located(norm) if place.engine == self.study.engine]]
+        """Smallest and largest count of images in a column, over the engines shown; None without records."""
+        shown = [row for p, row in self._located(norm) if p.engine == self.study.engine_of(p.attack, p.norm)]
+        cells = self.run.cells.loc[shown]
         return (int(cells[column].min()), int(cells[column].max())) if len(cells) else None
 
     def _located(self, norm: str | None) -> Iterable[tuple[Place, int]]:
@@ -201,14 +215,11 @@ def sort_results(run: Run) -> Results:
     """Give every record of a run its place in the plan.
 
     Raises:
-        RunDirectoryError: the manifest is damaged, or two records claim one place.
+        RunDirectoryError: the manifest is damaged, a verdict is unknown, or two records claim one place.
     """
     study = read_study(run.manifest, run.path / "manifest.json")
-    planned = {
-        (unit.method, unit.seed, unit.attack, unit.norm, unit.engine)
-        for unit in study.units
-        if unit.engine in study.engines
-    }
+    study = with_verdicts(study, run.analyses.get(VERDICT_TABLE), run.path / "analysis")
+    planned = {(unit.method, unit.seed, unit.attack, unit.norm, unit.engine) for unit in study.units}
     steps = {
         (attack.name, norm): {
             _key(eps.pixel if study.eps_unit == "pixel" else eps.normalized): step

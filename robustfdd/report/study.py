@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +20,15 @@ NORM_TITLES = {"linf": "L∞", "l2": "L2"}
 
 #: What each protocol means for a figure in a table.
 PROTOCOL_MEANINGS = {
-    "paper": "each ε by itself, last iterate, no worst case",
+    "paper": "each ε by itself, last iterate",
+    "strong": "best iterate of all steps and restarts; what a smaller ε broke counts as broken at every larger one",
 }
+
+#: What the audit of a model can find, the gravest last, and the mark beside the name of the method.
+VERDICT_MARKS = {"believable": "✓", "suspicious": "?", "not believable": "✗"}
+
+#: An attack of this kind finds the smallest perturbation of an image by itself; the radii are read off its distances.
+MINIMUM_NORM = "minimum-norm"
 
 
 def norm_title(norm: str) -> str:
@@ -75,6 +83,11 @@ class Epsilon:
         both = number(self.normalized, digits), number(self.pixel, digits)
         return both if first == "normalized" else both[::-1]
 
+    @property
+    def key(self) -> str:
+        """The radius as text; two that differ by a rounding of the conversion between the units have the same."""
+        return f"{self.pixel:.9g}"
+
 
 ZERO = Epsilon(0.0, 0.0)
 
@@ -86,11 +99,33 @@ def unit_titles(first: EpsUnit) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Method:
-    """One column: a regulariser with its options, under the name it has in the study."""
+    """One column: a regulariser with its options, under the name it has in the study.
+
+    Attributes:
+        label: what records and rules know it by.
+        plain_title: its name for people.
+        settings: as the manifest has them.
+        verdict: of the audit, the gravest over its seeds; None where it was not audited.
+    """
 
     label: str
-    title: str
+    plain_title: str
     settings: Mapping[str, Any]
+    verdict: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """The mark of the verdict; empty where there is none."""
+        return VERDICT_MARKS[self.verdict] if self.verdict else ""
+
+    @property
+    def title(self) -> str:
+        """The name for people as every table and figure has it: with the mark of the verdict."""
+        return self.marked(self.plain_title)
+
+    def marked(self, name: str) -> str:
+        """Another name of the method with the mark of its verdict."""
+        return f"{name} {self.mark}" if self.mark else name
 
     @property
     def dropout(self) -> str | None:
@@ -117,10 +152,18 @@ class Attack:
     eps: Mapping[str, tuple[Epsilon, ...]]
     settings: Mapping[str, Any]
 
+    @property
+    def minimum_norm(self) -> bool:
+        """Whether it looks for the smallest perturbation instead of one of a given size."""
+        return self.settings.get("kind") == MINIMUM_NORM
+
 
 @dataclass(frozen=True)
 class Unit:
-    """One planned unit: one model under one attack, norm and engine."""
+    """One planned unit: one model under one attack, norm and engine.
+
+    ``source`` is the label of the method whose model the examples are made on; None where it is the attacked one.
+    """
 
     unit: str
     method: str
@@ -128,6 +171,7 @@ class Unit:
     attack: str
     norm: str
     engine: str
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -141,9 +185,10 @@ class Study:
         eps_unit: the unit the study states its epsilons in; it comes first in tables and figures.
         eps_scale: the standard deviation that turns a normalised epsilon into pixels.
         protocol: how the attacks are run, in one word.
-        engines: in the study's order; the first is the primary one.
+        engines: those of the plan, in the study's order, then those that single attacks name; those of the study
+            where nothing is planned.
         methods: the columns, in the study's order.
-        attacks: in the study's order.
+        attacks: in the study's order; none for an audit by itself.
         norms: all norms of all attacks, in order of appearance.
         units: the whole plan.
         seeds: training seeds of the plan, ascending; (-1,) for a model that was not trained here.
@@ -167,10 +212,55 @@ class Study:
         """The training seeds without the -1 of models that were not trained here."""
         return tuple(seed for seed in self.seeds if seed >= 0)
 
-    @property
-    def engine(self) -> str:
-        """The primary engine: the one whose figures the tables and curves show."""
-        return self.engines[0]
+    @cached_property
+    def _engines_of(self) -> Mapping[tuple[str, str], tuple[str, ...]]:
+        found: dict[tuple[str, str], set[str]] = {}
+        for unit in self.units:
+            found.setdefault((unit.attack, unit.norm), set()).add(unit.engine)
+        return {key: tuple(sorted(names, key=self.engines.index)) for key, names in found.items()}
+
+    def engine_of(self, attack: str, norm: str) -> str:
+        """The engine whose figures the tables and curves show of an attack in a norm: the first it is planned with.
+
+        Without a plan for it, the study's first engine; empty where the study has none.
+        """
+        planned = self._engines_of.get((attack, norm)) or self.engines
+        return planned[0] if planned else ""
+
+    def engines_text(self, *, norm: str | None = None, attacks: Collection[str] | None = None) -> str:
+        """Which engines the shown figures come from, in words.
+
+        Args:
+            norm: of the attacks; None for all norms.
+            attacks: by name; None for all.
+
+        Returns:
+            E.g. "engine foolbox", or "engine foolbox; APGD-CE, Square through art".
+        """
+        shown = [
+            (attack, other)
+            for attack in self.attacks
+            if attacks is None or attack.name in attacks
+            for other in attack.eps
+            if norm in (None, other)
+        ]
+        found: dict[str, dict[str, list[str]]] = {}
+        for attack, other in shown:
+            found.setdefault(self.engine_of(attack.name, other), {}).setdefault(attack.title, []).append(other)
+        if not found:
+            return ""
+        main, *others = sorted(found, key=self.engines.index)
+        norms = {title: [o for a, o in shown if a.title == title] for title in (attack.title for attack, _ in shown)}
+
+        def name(title: str, where: list[str]) -> str:
+            return title if where == norms[title] else f"{title} in {' and '.join(map(norm_title, where))}"
+
+        parts = [", ".join(name(*item) for item in found[engine].items()) + f" through {engine}" for engine in others]
+        return "; ".join([f"engine {main}", *parts])
+
+    def sources(self, attack: str) -> tuple[str, ...]:
+        """The labels of the methods whose models an attack makes its examples on, where it is not the attacked one."""
+        return tuple(dict.fromkeys(unit.source for unit in self.units if unit.attack == attack and unit.source))
 
     def grid(self, attack: str, norm: str) -> tuple[Epsilon, ...]:
         """The radii above 0 at which an attack is run in a norm; empty if it is not."""
@@ -181,7 +271,7 @@ class Study:
         return next((item.title for item in self.attacks if item.name == attack), attack)
 
     def method_title(self, method: str) -> str:
-        """The method as a reader knows it."""
+        """The method as a reader knows it, with the mark of its verdict."""
         return next((item.title for item in self.methods if item.label == method), method)
 
 
@@ -227,9 +317,15 @@ def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
                 item["attack"],
                 item["norm"],
                 item["engine"],
+                item.get("source"),
             )
             for item in manifest["units"]
         )
+        # Single attacks may name engines that the study does not.
+        named = tuple(study["engines"])
+        used = {unit.engine: None for unit in units}
+        engines = (*(name for name in named if name in used), *(name for name in used if name not in named)) or named
+        seeds = {unit.seed for unit in units} or set(study.get("seeds") or ())
         dataset = manifest.get("dataset") or {}
         result = Study(
             name=study["name"],
@@ -238,17 +334,19 @@ def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
             eps_unit=eps_unit,
             eps_scale=scale,
             protocol=study["protocol"],
-            engines=tuple(study["engines"]),
+            engines=engines,
             methods=methods,
             attacks=attacks,
             norms=tuple(dict.fromkeys(norm for attack in attacks for norm in attack.eps)),
             units=units,
-            seeds=tuple(sorted({unit.seed for unit in units})),
+            seeds=tuple(sorted(seeds)),
         )
     except KeyError as error:
         raise RunDirectoryError(f"{path}: the key {error} is missing") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise RunDirectoryError(f"{path}: a key has another form than it should ({error})") from error
-    if not (result.methods and result.attacks and result.engines):
-        raise RunDirectoryError(f"{path}: the study has no methods, no attacks or no engines")
+    if not result.methods:
+        raise RunDirectoryError(f"{path}: the study has no methods")
+    if result.attacks and not result.engines:
+        raise RunDirectoryError(f"{path}: the study has attacks, but no engines")
     return result

@@ -14,6 +14,8 @@ from scipy.stats import binomtest
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Metric, Place, Results
 from robustfdd.report.study import PROTOCOL_MEANINGS, ZERO, Epsilon, EpsUnit, Method, file_stem, norm_title, unit_titles
+from robustfdd.report.verdicts import marks_text
+from robustfdd.report.worst_case import NAME, TITLE, WorstCase, explanation, worst_case
 
 #: How many values of a row are marked as the best.
 BEST = 3
@@ -58,7 +60,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """One attack at one radius; ``eps`` is None in the row of the clean accuracy."""
+    """One attack, or the worst case, at one radius; ``eps`` is None in the row of the clean accuracy."""
 
     attack: str
     title: str
@@ -77,9 +79,9 @@ class MainTable:
         norm: ``"linf"`` or ``"l2"``.
         eps_unit: the unit in the first of the two columns of radii.
         columns: the methods, in the study's order.
-        rows: the clean row (robust accuracy only), then one row a radius.
+        rows: the clean row (robust accuracy only), one row for each attack and radius, and those of the worst case.
         decimals: how many are shown; no more than the number of images can tell apart.
-        caption: data, denominator, engine, protocol, seeds and the sampling error.
+        caption: data, denominator, engines, protocol, seeds, the sampling error, the worst case and the verdicts.
     """
 
     metric: Metric
@@ -211,8 +213,13 @@ def entry_at(results: Results, place: Place, metric: Metric) -> Entry:
     return aggregate(list(results.values(place, metric).values()), len(results.planned_seeds(place)))
 
 
+def worst_entry(worst: WorstCase, method: str, step: int, metric: Metric) -> Entry:
+    """A metric of a method in the worst case, over its training seeds; the radii are counted from 1."""
+    return aggregate(list(worst.values(method, step, metric).values()), len(worst.planned_seeds(method, step)))
+
+
 def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[MainTable]:
-    """The tables of a metric, one for each norm of the study, from the records of the primary engine."""
+    """The tables of a metric, one for each norm of the study: every attack through its first engine, the worst case."""
     study = results.study
     tables = []
     for norm in study.norms:
@@ -222,10 +229,14 @@ def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[Ma
             rows.append(Row("clean", "Clean", None, tuple(entry_at(results, place, metric) for place in places)))
         for attack in study.attacks:
             for step, eps in enumerate(attack.eps.get(norm, ()), start=1):
-                places = [Place(method.label, attack.name, norm, study.engine, step) for method in study.methods]
+                places = [results.place(method.label, attack.name, norm, step) for method in study.methods]
                 rows.append(
                     Row(attack.name, attack.title, eps, tuple(entry_at(results, place, metric) for place in places))
                 )
+        worst = worst_case(results, norm)
+        for step, eps in enumerate(worst.grid, start=1):
+            entries = [worst_entry(worst, method.label, step, metric) for method in study.methods]
+            rows.append(Row(NAME, TITLE, eps, tuple(entries)))
         counted = results.counts("n_images", norm=norm)
         decimals = shown_decimals(counted[1] if counted else 0)
         incomplete = any(entry.incomplete for row in rows for entry in row.entries)
@@ -254,7 +265,8 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
     images = results.counts("n_images", norm=norm)
     attacked = results.counts("n_attacked", norm=norm)
     meaning = PROTOCOL_MEANINGS.get(study.protocol)
-    setting = f"engine {study.engine}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
+    engines = study.engines_text(norm=norm)
+    setting = f"{engines}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
     if images is None or attacked is None:
         return f"{study.dataset}; {setting}; no records yet."
     if metric == "robust_accuracy":
@@ -275,6 +287,8 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
     if len(study.methods) > 1:
         n_marked = min(BEST, len(study.methods) - 1)
         sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
+    sentences.append(explanation(results, norm))
+    sentences.append(marks_text(study.methods))
     if metric == "robust_accuracy" and norm == "linf":
         sentences.append(LAYOUT)
     if incomplete:

@@ -12,8 +12,9 @@ import pandas as pd
 
 from robustfdd.records import Run, load_run, write_atomically, write_text
 from robustfdd.report.agreement import agreement_frame, compare_engines, detail_grid, summary_grid
-from robustfdd.report.artefact import Artefact
+from robustfdd.report.artefact import SECTIONS, Artefact
 from robustfdd.report.artefacts import all_artefacts
+from robustfdd.report.audit import verdicts
 from robustfdd.report.combine import combine
 from robustfdd.report.curves import interactive_figure, panels
 from robustfdd.report.figures import draw_overview, draw_panel, draw_training
@@ -27,6 +28,8 @@ from robustfdd.report.tables import main_tables
 from robustfdd.report.training import training_frame, training_grid
 
 _TABLES, _FIGURES = "tables", "figures"
+#: Rows up to which a table stands on the page as it is.
+_LONG = 24
 
 
 class _Files:
@@ -70,7 +73,8 @@ class _Files:
             self.table(grid, artefact.frame)
         png = None if artefact.figure is None else self.figure(artefact.name, artefact.figure)
         links = tuple(path for kind, paths in self.paths.items() for path in paths[before[kind] :])
-        return Exhibit(artefact.name, artefact.title, artefact.caption, grid, png, links)
+        folded = grid is not None and len(grid.rows) > _LONG and not artefact.unfolded
+        return Exhibit(artefact.name, artefact.title, artefact.caption, grid, png, links, folded)
 
 
 def _write_files(run: Run, out: Path) -> Section:
@@ -79,7 +83,8 @@ def _write_files(run: Run, out: Path) -> Section:
     robust, survival = main_tables(results, "robust_accuracy"), main_tables(results, "survival_rate")
     for table in (*robust, *survival):
         files.table(table.grid, table.frame())
-    files.csv("results", results.long_table())
+    if robust:
+        files.csv("results", results.long_table())
     trained = training_grid(results) if run.models else None
     if trained:
         files.table(trained, training_frame(results))
@@ -100,12 +105,16 @@ def _write_files(run: Run, out: Path) -> Section:
         decimals = max(table.decimals for table in robust)
         interactive = interactive_figure(found, seeds=len(results.study.trained_seeds), decimals=decimals)
     training = draw_training(results)
+    exhibits: dict[str, list[Exhibit]] = {section: [] for section in SECTIONS}
+    for artefact in all_artefacts(results):
+        exhibits[artefact.section].append(files.artefact(artefact))
     return Section(
         results=results,
         notes=notes(results, agreements),
         robust=[table.grid for table in robust],
         survival=[table.grid for table in survival],
-        exhibits=[files.artefact(artefact) for artefact in all_artefacts(results)],
+        verdicts=verdicts(results),
+        exhibits=exhibits,
         agreement=agreement,
         interactive=interactive,
         overview=overview,

@@ -7,14 +7,15 @@ from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
-    """Twice the steps (at least 40) from another start, on the survivors of the audited attack."""
-    found = evidence.more_steps
-    points = evidence.points(found.broken)
+    """Twice the steps (at least 40) from another start, then APGD, on the survivors of the audited attack."""
+    more = evidence.survivors & ~evidence.reference
+    points = evidence.points(more)
     return Finding(
         graded(points, warning=WARNING_POINTS, least=evidence.one_image),
         points,
-        f"{max(2 * evidence.attack.steps, 40)} steps from another start break {points:.1f} points more.",
-        tuple(found.broken.nonzero().squeeze(1).tolist()),
+        f"{max(2 * evidence.attack.steps, 40)} steps from another start and 40 of APGD from a third break {points:.1f} "
+        "points more, on the same loss.",
+        tuple(more.nonzero().squeeze(1).tolist()),
     )
 
 

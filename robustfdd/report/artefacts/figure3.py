@@ -108,9 +108,9 @@ def build(results: Results) -> list[Artefact]:
         found.append((method, mine[mine["seed"] == mine["seed"].min()]))
     largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
     drawn = (
-        f"The networks of {' and '.join(method.title for method, _ in found)}"
+        f"The networks of {' and '.join(method.plain_title for method, _ in found)}"
         if len(found) > 1
-        else (f"The network of {found[0][0].title}")
+        else (f"The network of {found[0][0].plain_title}")
     )
     first_seeds = " and ".join(map(str, sorted({int(rows["seed"].iloc[0]) for _, rows in found})))
     how = (

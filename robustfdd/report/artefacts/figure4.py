@@ -169,7 +169,7 @@ def build(results: Results) -> list[Artefact]:
     )
     beyond = max(found.beyond for found in histograms)
     tail = f" Up to {100 * beyond:.2g} % of a method's activations lie beyond the axis." if beyond else ""
-    line = f" Black line: {reference.title}, for comparison." if reference and len(methods) > 1 else ""
+    line = f" Black line: {reference.plain_title}, for comparison." if reference and len(methods) > 1 else ""
     caption = (
         f"{what} The vertical axis is logarithmic, and the axes of all panels are the same.{line}{tail} {meaning}. "
         "After Figure 4 of Ke et al. (2020), who show counts of unspecified images."

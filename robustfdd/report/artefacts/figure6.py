@@ -75,7 +75,7 @@ def _shares(method: Method, rows: pd.DataFrame) -> str:
         for part, where in ((rows[dense], "in the densest cell"), (rows[~dense], "in the other cells"))
         if len(part)
     ]
-    return f"{method.title} dropped {' and '.join(parts)}."
+    return f"{method.plain_title} dropped {' and '.join(parts)}."
 
 
 def build(results: Results) -> list[Artefact]:

@@ -14,12 +14,14 @@ from matplotlib.lines import Line2D
 
 from robustfdd.published import Published, PublishedCell, eps_key, load
 from robustfdd.report.artefact import Artefact
-from robustfdd.report.figures import drawing, legend, render
+from robustfdd.report.figures import THIN, drawing, legend, render
 from robustfdd.report.matching import match_methods, run_dataset, same_balls
-from robustfdd.report.results import Place, Results
+from robustfdd.report.results import Results
 from robustfdd.report.study import ZERO, Epsilon, Method, norm_title
 from robustfdd.report.style import EpsilonAxis, epsilon_axis, style
-from robustfdd.report.tables import Entry, count_text, entry_at, seeds_text
+from robustfdd.report.tables import Entry, count_text, entry_at, seeds_text, worst_entry
+from robustfdd.report.verdicts import marks_text
+from robustfdd.report.worst_case import worst_case
 
 ORDER = 70
 
@@ -27,6 +29,8 @@ _NAME = "figure7-fgsm"
 _TITLE = "Figure 7: accuracy under FGSM over ε, beside the paper"
 _PLACE = "figure7"
 _ATTACK = "fgsm"
+#: Methods up to which the worst case is drawn too.
+_N_ENVELOPES = 6
 #: Opacity of the published curves.
 _FAINT = 0.4
 
@@ -40,6 +44,7 @@ class _Panel:
     axis: EpsilonAxis
     places: dict[str, float]  # where each normalised radius stands on the axis
     ours: dict[str, tuple[Entry, ...]]
+    worst: dict[str, tuple[Entry, ...]]  # the run's worst case at its radii; empty where it would hide the curves
     published: tuple[PublishedCell, ...]
 
 
@@ -58,12 +63,19 @@ def _panel(results: Results, cells: Sequence[PublishedCell], norm: str) -> _Pane
     keys = [eps_key(eps.normalized) for eps in (ZERO, *radii)]
     ours = {
         method.label: tuple(
-            entry_at(results, Place(method.label, _ATTACK, norm, study.engine, step), "robust_accuracy")
+            entry_at(results, results.place(method.label, _ATTACK, norm, step), "robust_accuracy")
             for step in range(len(grid) + 1)
         )
         for method in study.methods
     }
-    return _Panel(norm, (ZERO, *grid), axis, dict(zip(keys, axis.positions, strict=True)), ours, there)
+    worst = worst_case(results, norm)
+    steps = worst.steps()
+    envelopes = {
+        method.label: tuple(worst_entry(worst, method.label, steps[eps.key], "robust_accuracy") for eps in grid)
+        for method in (study.methods if len(study.methods) <= _N_ENVELOPES else ())
+    }
+    places = dict(zip(keys, axis.positions, strict=True))
+    return _Panel(norm, (ZERO, *grid), axis, places, ours, envelopes, there)
 
 
 def _draw(axes: Axes, panel: _Panel, methods: Sequence[Method], matched: dict[str, Method]) -> None:
@@ -80,6 +92,9 @@ def _draw(axes: Axes, panel: _Panel, methods: Sequence[Method], matched: dict[st
         mean = np.array([np.nan if entry.mean is None else entry.mean for entry in panel.ours[label]])
         std = np.array([np.nan if entry.std is None else entry.std for entry in panel.ours[label]])
         axes.plot(x, mean, color=look.colour, linestyle=look.line, marker=look.marker, clip_on=False, zorder=3)
+        if label in panel.worst:
+            low = [mean[0], *(np.nan if entry.mean is None else entry.mean for entry in panel.worst[label])]
+            axes.plot(x, low, color=look.colour, linestyle=(0, (4, 3)), linewidth=THIN, zorder=2)
         if np.isfinite(std).any():
             axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0, zorder=2)
     shown = panel.axis.labelled(panel.axis.labels[0], 33)
@@ -148,16 +163,20 @@ def _caption(results: Results, published: Published, matched: dict[str, Method],
     images = results.counts("n_images")
     sentences = [
         f"{study.dataset}; {f'{count_text(images)} test images, ' if images else ''}all of them in the denominator; "
-        f"engine {study.engine}; {seeds_text(study.seeds)}."
+        f"{study.engines_text(attacks={_ATTACK})}; protocol {study.protocol}; {seeds_text(study.seeds)}."
     ]
     if len(study.trained_seeds) > 1:
         sentences.append("Bands: one sample standard deviation over training seeds.")
-    names = ", ".join(method.title for name, method in matched.items() if name in drawn)
+    names = ", ".join(method.plain_title for name, method in matched.items() if name in drawn)
     sentences.append(
         f"Faint lines of the same colour, without marks: {published.source.short}, {place.title}, for {names}."
         if names
         else f"No method of this run is one of {published.source.short}, {place.title}."
     )
+    if len(study.methods) <= _N_ENVELOPES:
+        sentences.append("Thin dashed lines: the worst case of this run over all its attacks up to each ε.")
+    if any(method.verdict for method in study.methods):
+        sentences.append(marks_text(study.methods))
     absent = [published.methods[name].title for name in published.methods if name in drawn and name not in matched]
     if absent:
         sentences.append(f"Published, but not drawn, since this run has no such method: {', '.join(absent)}.")

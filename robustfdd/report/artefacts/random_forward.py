@@ -45,7 +45,7 @@ def _records(results: Results, methods: list[Method]) -> list[list[_Record]]:
     study = results.study
     # At epsilon = 0 there is nothing attacked: one row a method.
     places = [(results.clean_place(method.label, study.norms[0]), method, "Clean", ZERO) for method in methods] + [
-        (Place(method.label, attack.name, norm, study.engine, step), method, attack.title, eps)
+        (results.place(method.label, attack.name, norm, step), method, attack.title, eps)
         for attack in study.attacks
         for norm, grid in attack.eps.items()
         for method in methods
@@ -106,7 +106,8 @@ def _range(numbers: list[int]) -> str:
 def build(results: Results) -> list[Artefact]:
     """One row for each cell of the methods that were attacked through EOT; none where no forward pass is random."""
     declared = results.eot_samples()
-    groups = _records(results, [method for method in results.study.methods if method.label in declared])
+    methods = [method for method in results.study.methods if method.label in declared]
+    groups = _records(results, methods) if results.study.norms else []
     if not groups:
         return []
     study = results.study
@@ -129,7 +130,7 @@ def build(results: Results) -> list[Artefact]:
             )
         )
     caption = (
-        f"{study.dataset}; engine {study.engine}; {seeds_text(study.seeds)}"
+        f"{study.dataset}; {study.engines_text()}; {seeds_text(study.seeds)}"
         f"{', each figure the mean over them' if any(len(group) > 1 for group in groups) else ''}. These methods "
         "drop at test time, so two predictions of one image may differ. Recorded: the figure of all other tables, from "
         "the first prediction. Mean, standard deviation, smallest and largest: over the repeats, predictions of the "

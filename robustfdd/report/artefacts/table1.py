@@ -29,10 +29,11 @@ def _where(method: Method) -> str:
 
 
 def _name(dropout: str, members: list[Method]) -> str:
-    """The dropout's title, and the labels that it has in the study beside its own name."""
+    """The dropout's title, and the labels that it has in the study beside its own name, with their verdicts' marks."""
     title = members[0].settings["variant"].get("title") or dropout
-    labels = [method.label for method in members]
-    return title if labels == [dropout] else f"{title}: {', '.join(labels)}"
+    if [method.label for method in members] == [dropout]:
+        return members[0].marked(title)
+    return f"{title}: {', '.join(method.marked(method.label) for method in members)}"
 
 
 def _cited(source: str) -> str:
@@ -78,7 +79,7 @@ def build(results: Results) -> list[Artefact]:
         [
             {
                 "method": method.label,
-                "title": method.title,
+                "title": method.plain_title,
                 "dropout": method.dropout,
                 "placement": method.settings.get("placement"),
                 "acts_on": _where(method),

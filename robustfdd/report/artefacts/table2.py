@@ -131,8 +131,8 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
         sentences.append("There is no original dropout in this study, so nothing is tested against it.")
     elif tested:
         sentences.append(
-            f"† Significantly better than {reference.title} at the {LEVEL} level, by a two-sided Student's t-test over "
-            "the training runs as independent samples, as in Table 2 of Ke et al. (2020)."
+            f"† Significantly better than {reference.plain_title} at the {LEVEL} level, by a two-sided Student's "
+            "t-test over the training runs as independent samples, as in Table 2 of Ke et al. (2020)."
         )
         if len(tested) > 1:
             sentences.append(
@@ -140,7 +140,7 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
                 "adjusted for their number."
             )
         sentences.append(
-            f"Difference: to {reference.title}, in points; its 95 % interval and the last p-value do not assume "
+            f"Difference: to {reference.plain_title}, in points; its 95 % interval and the last p-value do not assume "
             "equal variances (Welch)."
         )
         # With two runs on each side the test rests on two degrees of freedom.
@@ -155,15 +155,17 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
                 "errors."
             )
         untested = [
-            f"{row.method.title} ({row.comparison.reason})" for row in rows if row.comparison and row.comparison.reason
+            f"{row.method.plain_title} ({row.comparison.reason})"
+            for row in rows
+            if row.comparison and row.comparison.reason
         ]
         if untested:
             sentences.append(f"Not tested: {'; '.join(untested)}.")
     elif not comparisons and len(rows) > 1:
-        sentences.append(f"{reference.title} has no training record, so nothing is tested against it.")
+        sentences.append(f"{reference.plain_title} has no training record, so nothing is tested against it.")
     elif comparisons:
         sentences.append(
-            f"Difference: to {reference.title}, in points. No method is marked as significantly better: "
+            f"Difference: to {reference.plain_title}, in points. No method is marked as significantly better: "
             f"{comparisons[0].reason}."
         )
     if n_test:

@@ -9,6 +9,7 @@ from robustfdd.report.artefact import Artefact
 from robustfdd.report.matching import run_dataset, same_balls
 from robustfdd.report.results import Results
 from robustfdd.report.tables import LAYOUT, main_tables
+from robustfdd.report.worst_case import NAME
 
 ORDER = 30
 
@@ -17,7 +18,7 @@ _NORM = "linf"
 
 
 def build(results: Results) -> list[Artefact]:
-    """The rows of the main table whose attack and radius are published for the data set of the run.
+    """The rows of the main table whose attack and radius are published for the data set, and the worst case at these.
 
     None where no figures are published for it, where the run has none of their radii, and where it has no others: the
     main table then is this one.
@@ -29,12 +30,13 @@ def build(results: Results) -> list[Artefact]:
     if not tables or not same_balls(results, paper, dataset):
         return []
     (table,) = tables
-    rows = tuple(
-        row for row in table.rows if row.eps is None or (row.attack, published.eps_key(row.eps.normalized)) in radii
-    )
-    compact = replace(table, rows=rows)
-    if len(rows) in (1, len(table.rows)) or not any(entry.mean is not None for row in rows for entry in row.entries):
+    attacked = [row for row in table.rows if row.attack != NAME]
+    rows = [row for row in attacked if row.eps is None or (row.attack, published.eps_key(row.eps.normalized)) in radii]
+    if len(rows) in (1, len(attacked)) or not any(entry.mean is not None for row in rows for entry in row.entries):
         return []
+    shown = {row.eps.key for row in rows if row.eps}
+    worst = (row for row in table.rows if row.attack == NAME and row.eps and row.eps.key in shown)
+    compact = replace(table, rows=(*rows, *worst))
     title = f"Table 3: {compact.grid.title[0].lower()}{compact.grid.title[1:]}, at the published ε"
     caption = table.caption.replace(LAYOUT, f"Attacks, radii and layout: {LAYOUT.partition(': ')[2]}")
     return [Artefact("table3-robust-accuracy", title, caption, compact.frame(), compact.grid)]

@@ -1,0 +1,157 @@
+"""The worst case per image: what is left when every attack through every engine may have a go at an image.
+
+An adversarial example of one radius is one of every larger radius. So at radius e an image is broken if any attack
+through any engine broke it at any radius up to e, and the robust accuracy of the worst case can only fall with e. It is
+the least that the records allow to be said, and still an upper bound: an attack that was not run may break more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import numpy.typing as npt
+
+from robustfdd.records import Outcome
+from robustfdd.report.results import Metric, Place, Results
+from robustfdd.report.study import Epsilon, Study, norm_title
+
+#: What it is called in data, where an attack has its name, and for people.
+NAME, TITLE = "worst-case", "Worst case"
+
+Outcomes = npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The worst case in one norm.
+
+    Attributes:
+        norm: ``"linf"`` or ``"l2"``.
+        grid: the radii of all attacks of the study in this norm, ascending and without 0.
+        outcomes: by method, seed and step (radii are counted from 1), the outcome of every image as
+            :class:`robustfdd.records.Outcome`; nothing where a planned record up to that radius is missing, since a
+            missing attack would flatter.
+        planned: by method and step, the seeds that have something planned up to that radius.
+    """
+
+    norm: str
+    grid: tuple[Epsilon, ...]
+    outcomes: Mapping[tuple[str, int, int], Outcomes]
+    planned: Mapping[tuple[str, int], tuple[int, ...]]
+
+    def planned_seeds(self, method: str, step: int) -> tuple[int, ...]:
+        """The training seeds that the plan has for a method up to a radius."""
+        return self.planned.get((method, step), ())
+
+    def values(self, method: str, step: int, metric: Metric) -> dict[int, float]:
+        """A metric at a radius, a fraction in [0, 1] for each seed that has one (no image attacked: no rate)."""
+        found = {}
+        for seed in self.planned_seeds(method, step):
+            outcome = self.outcomes.get((method, seed, step))
+            if outcome is None:
+                continue
+            of = len(outcome) if metric == "robust_accuracy" else int((outcome != Outcome.MISCLASSIFIED).sum())
+            if of:
+                found[seed] = int((outcome == Outcome.SURVIVED).sum()) / of
+        return found
+
+    def steps(self) -> dict[str, int]:
+        """The step of every radius, by :attr:`robustfdd.report.study.Epsilon.key`."""
+        return {eps.key: step for step, eps in enumerate(self.grid, start=1)}
+
+
+def union_grid(study: Study, norm: str) -> tuple[Epsilon, ...]:
+    """The radii of all attacks of a study in a norm, ascending, each once."""
+    found: dict[str, Epsilon] = {}
+    for attack in study.attacks:
+        for eps in attack.eps.get(norm, ()):
+            found.setdefault(eps.key, eps)
+    return tuple(sorted(found.values(), key=lambda eps: eps.pixel))
+
+
+def worst_case(results: Results, norm: str) -> WorstCase:
+    """The worst case in a norm, of every method and seed at every radius of the study.
+
+    Images are taken by their index, and only those that all records of a model in this norm have. An image that was
+    misclassified before any attack has not survived; where the forward pass is random, one that any unit found
+    misclassified.
+    """
+    study = results.study
+    grid = union_grid(study, norm)
+    steps = {eps.key: step for step, eps in enumerate(grid, start=1)}
+    cells: dict[tuple[str, int], list[tuple[int, Place]]] = {}
+    for unit in study.units:
+        if unit.norm == norm:
+            found = cells.setdefault((unit.method, unit.seed), [])
+            for own, eps in enumerate(study.grid(unit.attack, norm), start=1):
+                found.append((steps[eps.key], Place(unit.method, unit.attack, norm, unit.engine, own)))
+    outcomes: dict[tuple[str, int, int], Outcomes] = {}
+    planned: dict[tuple[str, int], set[int]] = {}
+    for (method, seed), found in cells.items():
+        found.sort(key=lambda item: item[0])
+        for step in range(found[0][0], len(grid) + 1) if found else ():
+            planned.setdefault((method, step), set()).add(seed)
+        for step, outcome in _cumulated(results, found, seed, len(grid)).items():
+            outcomes[method, seed, step] = outcome
+    return WorstCase(norm, grid, outcomes, {key: tuple(sorted(seeds)) for key, seeds in planned.items()})
+
+
+def _cumulated(results: Results, cells: list[tuple[int, Place]], seed: int, n_steps: int) -> dict[int, Outcomes]:
+    """The worst outcome of every image of one model up to each step, as far as no record is missing.
+
+    Args:
+        results: the run.
+        cells: the planned places with the step of their radius, by ascending step.
+        seed: of the model.
+        n_steps: how many radii there are.
+    """
+    indices, recorded = results.run.cells["image_index"], results.run.cells["outcome"]
+    rows = [(step, results.places.get(place, {}).get(seed)) for step, place in cells]
+    there = [np.asarray(indices.at[row]) for _, row in rows if row is not None]
+    if not there:
+        return {}
+    shared = reduce(np.intersect1d, there)
+    found: dict[int, Outcomes] = {}
+    wrong, broken = np.zeros(len(shared), dtype=bool), np.zeros(len(shared), dtype=bool)
+    position = 0
+    for step in range(rows[0][0], n_steps + 1):
+        while position < len(rows) and rows[position][0] == step:
+            row = rows[position][1]
+            if row is None:
+                return found
+            index = np.asarray(indices.at[row])
+            order = np.argsort(index)
+            outcome = np.asarray(recorded.at[row])[order[np.searchsorted(index, shared, sorter=order)]]
+            wrong |= outcome == Outcome.MISCLASSIFIED
+            broken |= outcome == Outcome.BROKEN
+            position += 1
+        if len(shared):
+            worst = np.where(wrong, Outcome.MISCLASSIFIED, np.where(broken, Outcome.BROKEN, Outcome.SURVIVED))
+            found[step] = worst.astype(np.int8)
+    return found
+
+
+def explanation(results: Results, norm: str) -> str:
+    """What the rows of the worst case are, over what, and which attack some methods were spared, in words."""
+    study = results.study
+    attacks = [attack for attack in study.attacks if norm in attack.eps]
+    units = [unit for unit in study.units if unit.norm == norm]
+    engines = [name for name in study.engines if any(unit.engine == name for unit in units)]
+    over = ", ".join(attack.title for attack in attacks)
+    through = f" through {' and '.join(engines)}" if len(engines) > 1 else ""
+    text = (
+        f"{TITLE}: an image counts as broken if any attack of the study in {norm_title(norm)}{through} broke it at "
+        f"this ε or a smaller one ({over})."
+    )
+    planned = {(unit.method, unit.attack) for unit in units}
+    for attack in attacks:
+        without = [m.plain_title for m in study.methods if (m.label, attack.name) not in planned]
+        sources = [m.plain_title for m in study.methods if m.label in study.sources(attack.name)]
+        if sources:
+            text += f" {attack.title}: examples made on {', '.join(sources)}."
+        if without and len(without) < len(study.methods):
+            text += f" {attack.title} was not planned for {', '.join(without)}."
+    return text
