@@ -102,6 +102,7 @@ def analyse_run(
             for method in study["methods"]
         }
         described = [(str(model["method"]), int(model["seed"]), str(model["checkpoint"])) for model in models]
+        recipes = {method: recipes[method] for method, *_ in described}
     except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise RunDirectoryError(f"{run}: the manifest or a model lacks what an analysis needs ({error!r})") from error
 
