@@ -12,7 +12,16 @@ from conftest import ROOT
 
 from robustfdd.records import load_run
 from robustfdd.report import combine
-from robustfdd.report.artefacts import claims, random_forward, table1, table2, table3, worst_case_advantage
+from robustfdd.report.artefacts import (
+    audit,
+    claims,
+    minimum_norm,
+    random_forward,
+    table1,
+    table2,
+    table3,
+    worst_case_advantage,
+)
 from robustfdd.report.grid import to_markdown
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.tables import main_tables
@@ -20,6 +29,7 @@ from robustfdd.report.tables import main_tables
 REPORTS = sorted(path.parent for path in (ROOT / "evaluations" / "reports").glob("*/records"))
 PAGES = [
     ROOT / "evaluations" / "reports" / "fashion-mnist-slim" / "README.md",
+    ROOT / "evaluations" / "reports" / "fashion-mnist-worst-case" / "README.md",
     ROOT / "docs" / "fdd-switches.md",
 ]
 
@@ -40,7 +50,7 @@ def results_of(report: Path) -> Results:
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.name)
 def test_tables_are_those_of_the_records(report: Path) -> None:
     results = results_of(report)
-    modules = (claims, table1, table2, table3, random_forward, worst_case_advantage)
+    modules = (claims, table1, table2, table3, random_forward, worst_case_advantage, minimum_norm, audit)
     found = [artefact for module in modules for artefact in module.build(results)]
     grids = {table.name: table.grid for table in main_tables(results)}
     grids |= {a.name: replace(a.grid, title=a.title, caption=a.caption) for a in found if a.grid}
