@@ -23,8 +23,10 @@ from robustfdd.threat import Norm, Threat
 #: Takes logits (N, K) and labels (N,), gives one value an image; the larger, the closer to a wrong class.
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-#: A loss is multiplied by this before it is differentiated. No step depends on the scale of the loss, but float32
-#: does: gradients of confident predictions are as small as 1e-40. A power of two adds no rounding.
+#: A loss is multiplied by this before it is differentiated, here and in the libraries. No attack depends on the scale
+#: of its loss, but float32 does: gradients of confident models are as small as 1e-14 and less, and Foolbox normalises
+#: one of a length below 1e-12 as if it had that length, so that it hardly moves the image. A power of two adds no
+#: rounding.
 LOSS_SCALE = 2.0**30
 
 

@@ -164,7 +164,8 @@ class TestSet:
         )
 
 
-def _digest(content: object) -> str:
+def content_digest(content: object) -> str:
+    """A hash of what JSON can hold, for the keys of results; the order of the keys of a mapping does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -187,7 +188,7 @@ def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: in
         chosen["protocol"] = unit.protocol
     if source is not None:
         chosen["source"] = [source.label, source.identity]
-    return _digest(
+    return content_digest(
         {
             "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity],
             "eot_samples": subject.eot_samples,
@@ -195,7 +196,7 @@ def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: in
             "threats": [unit.norm, list(unit.eps), unit.eps_unit],
             "engine": unit.engine,
             "attack_seed": attack_seed,
-            "data": [test.dataset.sha256, _digest(test.index.tolist())],
+            "data": [test.dataset.sha256, content_digest(test.index.tolist())],
             "versions": libraries,
             **chosen,
         }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +20,7 @@ from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Failure
 from robustfdd.specs import Recipe
-from robustfdd.units import failure_of
+from robustfdd.units import content_digest, failure_of
 
 #: Of everything random in an analysis.
 SEED = 0
@@ -164,7 +162,7 @@ def _tasks(
             "data": data_sha256,
             "device": device.type if analysis.per_device else None,
         }
-        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        key = content_digest(depends_on)
         if not all(records.read_key(path) == key and _is_whole(path) for path in paths):
             tasks.append(_Task(analysis, key))
     return tasks

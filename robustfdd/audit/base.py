@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from robustfdd.records import Status, Verdict
 
 if TYPE_CHECKING:
@@ -118,6 +120,11 @@ def graded(value: float, *, warning: float, alarm: float | None = None, least: f
     if alarm is not None and value > max(alarm, least):
         return "alarm"
     return "warning" if value > max(warning, least) else "passed"
+
+
+def positions(images: Tensor) -> tuple[int, ...]:
+    """Where a choice of images, boolean, shape (N,), is true; ascending."""
+    return tuple(images.nonzero().squeeze(1).tolist())
 
 
 def verdict_of(found: Collection[Status]) -> Verdict:

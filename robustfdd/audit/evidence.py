@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from robustfdd import ascent
 from robustfdd.ascent import LOSSES, Ascent, Loss
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, graded, positions
 from robustfdd.classifier import ExpectedPrediction, batches
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines.base import random_start
 from robustfdd.errors import ConfigurationError, EngineError
-from robustfdd.measure import CleanOutcome
+from robustfdd.measure import CleanOutcome, whole_box
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.square import square
 from robustfdd.threat import Threat, in_box
@@ -166,6 +167,21 @@ class Evidence:
         """What guessing comes to, in percent."""
         return 100 / self.clean.n_classes
 
+    def found_more(
+        self, images: Tensor, text: str, *, warning: float = WARNING_POINTS, alarm: float | None = ALARM_POINTS
+    ) -> Finding:
+        """A finding that counts images which one attack broke and another left.
+
+        Args:
+            images: which of the attacked images, boolean, shape (N,).
+            text: what was found; ``{points}`` in it becomes their number in percentage points.
+            warning: of :func:`robustfdd.audit.base.graded`.
+            alarm: likewise.
+        """
+        points = self.points(images)
+        status = graded(points, warning=warning, alarm=alarm, least=self.one_image)
+        return Finding(status, points, text.replace("{points}", f"{points:.1f}"), positions(images))
+
     # How attacks are run.
 
     def surrogate(self, passes: int) -> nn.Module:
@@ -185,6 +201,10 @@ class Evidence:
         """Random points of the ball as perturbations, the same for the same salt."""
         rng = np.random.default_rng([self.seed, salt])
         return torch.from_numpy(random_start(rng, n, tuple(self.x.shape[1:]), threat)).to(self.x.device)
+
+    def border(self, salt: int, n: int) -> Tensor:
+        """Random points of the ball's surface as perturbations: of its corners in L-infinity, the same for a salt."""
+        return self.threat.eps * ascent.direction(self.start(salt, n, self.threat), self.threat.norm)
 
     def climb(
         self,
@@ -352,8 +372,7 @@ class Evidence:
     @cached_property
     def whole_box(self) -> Threat:
         """The radius that reaches every image."""
-        d = self.x[0].numel() if len(self.x) else 1
-        return replace(self.threat, eps=1.0 if self.threat.norm == "linf" else math.sqrt(d))
+        return whole_box(self.threat.norm, tuple(self.x.shape[1:]))
 
     @cached_property
     def unbounded(self) -> Attempt:
@@ -398,9 +417,8 @@ class Evidence:
             index = left.nonzero().squeeze(1)
             if not len(index):
                 break
-            delta = self.start(1000 + draw, len(self.y), self.threat)[index]
-            if draw % 2:
-                delta = self.threat.eps * ascent.direction(delta, self.threat.norm)
+            salt, n = 1000 + draw, len(self.y)
+            delta = (self.border(salt, n) if draw % 2 else self.start(salt, n, self.threat))[index]
             x_adv = ascent.project(self.x[index], self.x[index] + delta, self.threat)
             # Asked once, and only what is wrong then as every other attack is.
             once = torch.cat(

@@ -57,8 +57,7 @@ def _loss_surface(evidence: Evidence) -> list[Line]:
     x, y = evidence.x[at], evidence.y[at]
     *_, gradient = ascent.input_gradient(evidence.surrogate(evidence.eot_samples or 1), x, y, ascent.margin)
     along = evidence.threat.eps * ascent.direction(gradient, evidence.threat.norm)
-    across = evidence.start(60, 1, evidence.threat)
-    across = evidence.threat.eps * ascent.direction(across, evidence.threat.norm)
+    across = evidence.border(60, 1)
     axis = torch.linspace(-REACH, REACH, SURFACE, device=x.device)
     grid = torch.cat([x + a * along + b * across for b in axis for a in axis]).clamp(0, 1)
     labels = y.expand(len(grid))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from robustfdd.models import check_same_data, load_model, own_config, read_check
 from robustfdd.progress import Display
 from robustfdd.specs import pixel_eps
 from robustfdd.threat import Threat
-from robustfdd.units import TestSet, failure_of
+from robustfdd.units import TestSet, content_digest, failure_of
 
 TABLES = ("audit_verdict", "audit_indicators", "audit_pictures")
 
@@ -183,7 +181,7 @@ def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: li
             "sibling": sibling_identity,
             "data": data_sha256,
         }
-        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        key = content_digest(depends_on)
         paths = [records.analysis_path(run, table, method, seed) for table in TABLES]
         if not all(records.read_key(table) == key for table in paths[:2]):  # no pictures where nothing was attacked
             found.append(_Subject(method, seed, path, eot_samples, sibling, key))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from robustfdd.datasets import Dataset
 from robustfdd.manifest import describe_model, make_manifest, open_run
 from robustfdd.specs import EpsUnit, Method
 from robustfdd.threat import Threat
-from robustfdd.units import Subject, TestSet, function_digest
+from robustfdd.units import Subject, TestSet, content_digest, function_digest
 
 
 def audit_model(
@@ -133,4 +131,4 @@ def _key(
         "seed": seed,
         "eot_samples": eot_samples,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content_digest(content)

@@ -17,9 +17,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from robustfdd.ascent import project
+from robustfdd.ascent import LOSS_SCALE, project
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import LOSS_SCALE, Perturb, check_arguments
+from robustfdd.engines.base import Perturb, check_arguments
 from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
@@ -60,7 +60,7 @@ class ArtEngine:
         """The model as an ``art.estimators.classification.PyTorchClassifier`` for pixels in [0, 1].
 
         The loss is the sum of the cross-entropies, not their mean: the gradient of an image then does not depend on
-        how many images share its batch. For its scale see :data:`robustfdd.engines.base.LOSS_SCALE`.
+        how many images share its batch. For its scale see :data:`robustfdd.ascent.LOSS_SCALE`.
 
         Args:
             model: a classifier; ART puts it into evaluation mode at every call.

@@ -64,12 +64,6 @@ class Engine(Protocol):
         """
 
 
-#: The cross-entropy is multiplied by this in both engines. None of the attacks depends on the scale of its loss, but
-#: float32 does: gradients of confident models are as small as 1e-14, and Foolbox normalises one of a length below 1e-12
-#: as if it had that length, so that it hardly moves the image. A power of two adds no rounding.
-LOSS_SCALE = 2.0**30
-
-
 def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, Any], *, given: set[str]) -> None:
     """Hold an attack file to naming every argument of the library's constructor, so that no default is in play.
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustfdd.ascent import LOSS_SCALE
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import LOSS_SCALE, Perturb, check_arguments, random_start
+from robustfdd.engines.base import Perturb, check_arguments, random_start
 from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
@@ -91,7 +92,7 @@ def _adapted(cls: type[Any], rng: np.random.Generator, image_shape: tuple[int, .
     """The attack with its random start drawn image by image, and its loss on another scale.
 
     Foolbox draws a whole batch from torch's generator, whose normal variates depend on how many are asked for at once:
-    the result would depend on the batch size. For the scale see :data:`robustfdd.engines.base.LOSS_SCALE`. Both are
+    the result would depend on the batch size. For the scale see :data:`robustfdd.ascent.LOSS_SCALE`. Both are
     methods that Foolbox means to be replaced.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import EOT_PASSES, Evidence
 
 
@@ -11,14 +11,11 @@ def compute(evidence: Evidence) -> Finding:
     found = evidence.averaged
     if found is None:
         return Finding("not applicable", None, "The forward pass is deterministic.")
-    points = evidence.points(found.broken)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"Gradients averaged over {EOT_PASSES} passes instead of {max(evidence.eot_samples, 1)} break {points:.1f} "
-        "points more.",
-        tuple(found.broken.nonzero().squeeze(1).tolist()),
+    text = (
+        f"Gradients averaged over {EOT_PASSES} passes instead of {max(evidence.eot_samples, 1)} break {{points}} "
+        "points more."
     )
+    return evidence.found_more(found.broken, text)
 
 
 register(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from robustfdd.audit.base import Finding, Indicator, graded, register
+from robustfdd.audit.base import Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 
 #: Survivors below which their mean says nothing.
@@ -23,7 +23,7 @@ def compute(evidence: Evidence) -> Finding:
             "warning",
             1.0,
             f"The audited attack has {evidence.attack.steps} steps, too few for its loss to settle.",
-            tuple(evidence.survivors.nonzero().squeeze(1).tolist()),
+            positions(evidence.survivors),
         )
     # The margin and not the cross-entropy, which grows the faster the nearer an image comes to the border.
     best = torch.cummax(trace.margins[:, evidence.survivors], 0).values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -21,7 +21,7 @@ def compute(evidence: Evidence) -> Finding:
         graded(worst, warning=WARNING_POINTS, alarm=evidence.chance, least=evidence.one_image),
         worst,
         f"Accuracy ends at {end:.1f} % where every image is in reach, and rises by up to {rise:.1f} points on the way.",
-        tuple((~last.broken).nonzero().squeeze(1).tolist()),
+        positions(~last.broken),
     )
 
 

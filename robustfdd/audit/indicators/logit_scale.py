@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -15,18 +15,14 @@ def compute(evidence: Evidence) -> Finding:
     more = torch.zeros_like(left)
     for attempt in attempts.values():
         more |= attempt.broken & left
-    points = evidence.points(more)
     plain = evidence.accuracy(evidence.tempered[1.0])
     lowest = min(evidence.tempered.items(), key=lambda item: (evidence.accuracy(item[1]), item[0]))
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"Losses of another scale break {points:.1f} points of images that the cross-entropy left. In "
-        f"{evidence.few_steps} steps "
-        f"accuracy falls to {plain:.1f} % on the logits as they are, and to {evidence.accuracy(lowest[1]):.1f} % on "
-        f"logits divided by {lowest[0]:g}.",
-        tuple(more.nonzero().squeeze(1).tolist()),
+    text = (
+        "Losses of another scale break {points} points of images that the cross-entropy left. In "
+        f"{evidence.few_steps} steps accuracy falls to {plain:.1f} % on the logits as they are, and to "
+        f"{evidence.accuracy(lowest[1]):.1f} % on logits divided by {lowest[0]:g}."
     )
+    return evidence.found_more(more, text)
 
 
 register(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """Twice the steps (at least 40) from another start, then APGD, on the survivors of the audited attack."""
-    more = evidence.survivors & ~evidence.reference
-    points = evidence.points(more)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, least=evidence.one_image),
-        points,
-        f"{max(2 * evidence.attack.steps, 40)} steps from another start and 40 of APGD from a third break {points:.1f} "
-        "points more, on the same loss.",
-        tuple(more.nonzero().squeeze(1).tolist()),
+    text = (
+        f"{max(2 * evidence.attack.steps, 40)} steps from another start and 40 of APGD from a third break {{points}} "
+        "points more, on the same loss."
     )
+    return evidence.found_more(evidence.survivors & ~evidence.reference, text, alarm=None)
 
 
 register(

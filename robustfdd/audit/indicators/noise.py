@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """Many draws inside the ball and on its corners, on the survivors of the audited attack."""
-    found = evidence.noise
-    points = evidence.points(found.broken)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"Random noise, the worst of 100 draws, breaks {points:.1f} points of images that the audited attack left.",
-        tuple(found.broken.nonzero().squeeze(1).tolist()),
-    )
+    text = "Random noise, the worst of 100 draws, breaks {points} points of images that the audited attack left."
+    return evidence.found_more(evidence.noise.broken, text)
 
 
 register(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustfdd import ascent
-from robustfdd.audit.base import Finding, Indicator, graded, register
+from robustfdd.audit.base import Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 from robustfdd.classifier import batches
 
@@ -28,8 +28,7 @@ def roughness(values: Tensor) -> Tensor:
 def compute(evidence: Evidence) -> Finding:
     """The margin along a random line through each image, from one side of the ball to the other."""
     x, y = evidence.x[:IMAGES], evidence.y[:IMAGES]
-    delta = evidence.start(50, len(x), evidence.threat)
-    delta = evidence.threat.eps * ascent.direction(delta, evidence.threat.norm)
+    delta = evidence.border(50, len(x))
     values = []
     for at in torch.linspace(-1, 1, POINTS).tolist():
         moved = (x + at * delta).clamp(0, 1)
@@ -43,7 +42,7 @@ def compute(evidence: Evidence) -> Finding:
         median,
         f"Along a random line through an image the margin goes up and down {median:.1f} times its range (median of "
         f"{len(x)} images; 1 is a slope).",
-        tuple((rough > WARNING).nonzero().squeeze(1).tolist()),
+        positions(rough > WARNING),
     )
 
 

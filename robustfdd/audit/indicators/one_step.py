@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """FGSM against the audited attack, image by image."""
     only = evidence.one_step.broken & evidence.survivors
-    points = evidence.points(only)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"FGSM breaks {points:.1f} points of images that the audited attack does not.",
-        tuple(only.nonzero().squeeze(1).tolist()),
-    )
+    return evidence.found_more(only, "FGSM breaks {points} points of images that the audited attack does not.")
 
 
 register(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from robustfdd import ascent
-from robustfdd.audit.base import Finding, Indicator, register
+from robustfdd.audit.base import Finding, Indicator, positions, register
 from robustfdd.audit.evidence import Evidence
 from robustfdd.classifier import batches
 from robustfdd.randomness import GlobalRandomness
@@ -28,7 +28,7 @@ def compute(evidence: Evidence) -> Finding:
     scale = torch.linalg.vector_norm(logits[0]).clamp_min(1e-30)
     widest = float((torch.linalg.vector_norm((logits - logits[0]).flatten(1), dim=1) / scale).max())
     differs = len(correct.unique()) > 1 or widest > TOLERANCE
-    changing = (logits.argmax(2) != logits.argmax(2)[0]).any(0).nonzero().squeeze(1)
+    changing = (logits.argmax(2) != logits.argmax(2)[0]).any(0)
     if not differs:
         return Finding("passed", widest, f"{PASSES} passes gave the same logits.")
     how = (
@@ -41,7 +41,7 @@ def compute(evidence: Evidence) -> Finding:
         widest,
         f"The forward pass is random: over {PASSES} passes {int(correct.min())} to {int(correct.max())} of "
         f"{len(evidence.y)} images stay right; {how}.",
-        tuple(changing.tolist()),
+        positions(changing),
     )
 
 

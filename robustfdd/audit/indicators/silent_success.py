@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -13,13 +13,8 @@ def compute(evidence: Evidence) -> Finding:
     if evidence.random:
         return Finding("not applicable", None, "Single passes of a random forward decide nothing.")
     silent = (trace.margins > 0).any(0) & evidence.survivors
-    points = evidence.points(silent)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"{points:.1f} points of images were adversarial at some step and not at the one that counts.",
-        tuple(silent.nonzero().squeeze(1).tolist()),
-    )
+    text = "{points} points of images were adversarial at some step and not at the one that counts."
+    return evidence.found_more(silent, text)
 
 
 register(

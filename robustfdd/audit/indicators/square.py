@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 WARNING = 0.2
@@ -11,13 +11,8 @@ WARNING = 0.2
 def compute(evidence: Evidence) -> Finding:
     """Square on what the gradient of the cross-entropy left."""
     found = evidence.square
-    points = evidence.points(found.broken)
-    return Finding(
-        graded(points, warning=WARNING, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"{found.name} breaks {points:.1f} points of images that attacks along the gradient left.",
-        tuple(found.broken.nonzero().squeeze(1).tolist()),
-    )
+    text = f"{found.name} breaks {{points}} points of images that attacks along the gradient left."
+    return evidence.found_more(found.broken, text, warning=WARNING)
 
 
 register(

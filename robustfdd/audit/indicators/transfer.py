@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -11,13 +11,8 @@ def compute(evidence: Evidence) -> Finding:
     found = evidence.transfer
     if found is None:
         return Finding("not applicable", None, "There is no sibling: a model for the same data without the defence.")
-    points = evidence.points(found.broken)
-    return Finding(
-        graded(points, warning=WARNING_POINTS, alarm=ALARM_POINTS, least=evidence.one_image),
-        points,
-        f"Examples of the sibling break {points:.1f} points of images that the model's own gradient left.",
-        tuple(found.broken.nonzero().squeeze(1).tolist()),
-    )
+    text = "Examples of the sibling break {points} points of images that the model's own gradient left."
+    return evidence.found_more(found.broken, text)
 
 
 register(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -15,7 +15,7 @@ def compute(evidence: Evidence) -> Finding:
         accuracy,
         f"With an unbounded budget {accuracy:.1f} % of the images stay right; guessing comes to "
         f"{evidence.chance:.1f} %.",
-        tuple((~found.broken).nonzero().squeeze(1).tolist()),
+        positions(~found.broken),
     )
 
 

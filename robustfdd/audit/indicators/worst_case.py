@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -17,7 +17,7 @@ def compute(evidence: Evidence) -> Finding:
         gap,
         f"The audited attack leaves {audited:.1f} %, all attacks together {worst:.1f} %: {gap:.1f} points less, "
         f"{hidden:.1f} of them out of reach of the gradient of the cross-entropy.",
-        tuple((evidence.survivors & ~left).nonzero().squeeze(1).tolist()),
+        positions(evidence.survivors & ~left),
     )
 
 

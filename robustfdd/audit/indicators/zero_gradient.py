@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from robustfdd import ascent
-from robustfdd.audit.base import Finding, Indicator, graded, register
+from robustfdd.audit.base import Finding, Indicator, graded, positions, register
 from robustfdd.audit.evidence import Evidence
 from robustfdd.classifier import batches
 
@@ -30,7 +30,7 @@ def compute(evidence: Evidence) -> Finding:
         share,
         f"The gradient is exactly zero for {int(zero.sum())} of {len(found)} images, and below {SMALL:g} in every "
         f"pixel for {int(small.sum())}.",
-        tuple(zero.nonzero().squeeze(1).tolist()),
+        positions(zero),
     )
 
 
