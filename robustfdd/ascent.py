@@ -2,7 +2,8 @@
 
 The libraries return where an attack ended. Whether its end can be believed shows on the way there: how the loss rose,
 whether an image was adversarial in between, what another loss or another step would have found. Nothing here draws at
-random or cuts into batches, so the result for an image depends on the image alone.
+random or cuts into batches, so the result for an image depends on the image alone. :func:`ascend` alone does not watch:
+it goes the same way as :func:`pgd` in no more passes than it needs.
 """
 
 from __future__ import annotations
@@ -23,11 +24,18 @@ from robustfdd.threat import Norm, Threat
 #: Takes logits (N, K) and labels (N,), gives one value an image; the larger, the closer to a wrong class.
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+#: Logits (N, K), loss (N,) and the gradient of the scaled loss with respect to the images, in their shape.
+Differentiated: TypeAlias = tuple[Tensor, Tensor, Tensor]
+
 #: A loss is multiplied by this before it is differentiated, here and in the libraries. No attack depends on the scale
 #: of its loss, but float32 does: gradients of confident models are as small as 1e-14 and less, and Foolbox normalises
 #: one of a length below 1e-12 as if it had that length, so that it hardly moves the image. A power of two adds no
 #: rounding.
 LOSS_SCALE = 2.0**30
+
+#: An ascent that stops at what is adversarial goes on while the margin is below this share of the largest logit: what
+#: another copy of the model, or another batch, rounds differently must not be left half way.
+CLEAR_MARGIN = 1e-5
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -129,6 +137,9 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1,) * (like.ndim - 1))
 
 
+_UNDEFINED = "the model returns NaN logits for a perturbed image"
+
+
 def forward(model: nn.Module, x: Tensor) -> Tensor:
     """Logits without a gradient.
 
@@ -141,11 +152,11 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
 
 def _checked(logits: Tensor) -> Tensor:
     if bool(torch.isnan(logits).any()):
-        raise ModelContractError("the model returns NaN logits for a perturbed image")
+        raise ModelContractError(_UNDEFINED)
     return logits
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Differentiated:
     """Logits (N, K), loss (N,) and the gradient of the scaled loss (:data:`LOSS_SCALE`) with respect to the images.
 
     Args:
@@ -157,12 +168,61 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> tuple[
     Raises:
         ModelContractError: a logit is NaN.
     """
+    logits, values, gradient = _differentiated(model, x, y, loss)
+    return _checked(logits), values, gradient
+
+
+def _differentiated(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Differentiated:
+    """As :func:`input_gradient`, without a look at the logits, for which a GPU would have to be waited for."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        logits = _checked(model(leaf))
+        logits: Tensor = model(leaf)
         values = loss(logits, y)
         (gradient,) = torch.autograd.grad((values * LOSS_SCALE).sum(), leaf)
     return logits.detach(), values.detach(), torch.nan_to_num(gradient.detach())
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    relative_step: float,
+    loss: Loss = cross_entropy,
+    start: Tensor | None = None,
+    first: Differentiated | None = None,
+) -> Tensor:
+    """The last iterate of :func:`pgd`, in as many passes as there are steps, without waiting for a GPU on the way.
+
+    Args:
+        model: a frozen classifier.
+        x: images, float32 in [0, 1], shape (N, C, H, W).
+        y: true labels, shape (N,).
+        threat: norm and radius, above 0, in pixel units.
+        steps: how many.
+        relative_step: their length, in units of the radius.
+        loss: what is climbed.
+        start: where to begin, as perturbations; the images themselves when None.
+        first: what :func:`input_gradient` gives at the first iterate, where it is known.
+
+    Raises:
+        ModelContractError: a logit was NaN on the way.
+    """
+    current = x if start is None else project(x, x + start, threat)
+    undefined = torch.zeros((), dtype=torch.bool, device=x.device)
+    for step in range(steps):
+        if step == 0 and first is not None:
+            gradient = first[2]
+        else:
+            logits, _, gradient = _differentiated(model, current, y, loss)
+            undefined |= torch.isnan(logits).any()
+        moved = current + relative_step * threat.eps * direction(gradient, threat.norm)
+        current = project(x, moved, threat)
+    if bool(undefined):
+        raise ModelContractError(_UNDEFINED)
+    return current
 
 
 class _Watch:
@@ -180,11 +240,15 @@ class _Watch:
         self.losses, self.margins = (torch.zeros(steps + 1, len(y), device=y.device) for _ in range(2))
         self.gradient_passes = self.forward_passes = 0
 
-    def at(self, step: int, x: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def at(
+        self, step: int, x: Tensor, active: Tensor, known: Differentiated | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Loss, margin and gradient of the active images; no gradient after the last step."""
         labels = self._y[active]
         gradient: Tensor | None = None
-        if step < self._steps:
+        if known is not None and self._steps:
+            logits, values, gradient = known
+        elif step < self._steps:
             logits, values, gradient = input_gradient(self._model, x[active], labels, self._loss)
             self.gradient_passes += len(active)
         else:
@@ -192,6 +256,7 @@ class _Watch:
             values = self._loss(logits, labels)
             self.forward_passes += len(active)
         now = margin(logits, labels)
+        self.clearly_broken = now > CLEAR_MARGIN * logits.abs().amax(1)
         # From here on, so that what is left alone keeps its last value.
         self.losses[step:, active], self.margins[step:, active] = values, now
         return values, now, gradient
@@ -213,6 +278,7 @@ def pgd(
     start: Tensor | None = None,
     best_iterate: bool = False,
     stop: bool = False,
+    first: Differentiated | None = None,
 ) -> Ascent:
     """Projected gradient ascent with steps of one length (Madry et al. 2018).
 
@@ -228,6 +294,7 @@ def pgd(
         best_iterate: whether to return the iterate of the largest margin and not the last one.
         stop: whether to leave an image alone once an iterate of it is adversarial, which then is what is returned of
             it; later entries of its losses and margins repeat.
+        first: what :func:`input_gradient` gives at the first iterate, where it is known.
 
     Raises:
         ModelContractError: the model returns NaN for a perturbed image.
@@ -237,14 +304,14 @@ def pgd(
     best, best_margin = current.clone(), torch.full((len(x),), -math.inf, device=x.device)
     active = torch.arange(len(x), device=x.device)
     for step in range(steps + 1):
-        _, now, gradient = watch.at(step, current, active)
+        _, now, gradient = watch.at(step, current, active, first if step == 0 else None)
         better = now > best_margin[active] if best_iterate or stop else torch.ones_like(now, dtype=torch.bool)
         at = active[better]
         best[at], best_margin[at] = current[at], now[better]
         if gradient is None:
             break
         if stop:
-            going = now <= 0
+            going = ~watch.clearly_broken
             active, gradient = active[going], gradient[going]
             if not len(active):
                 break
@@ -322,7 +389,7 @@ def apgd(
         rises[active] += (values > before[active]).float()
         before[active] = values
         if stop:
-            active = active[now <= 0]
+            active = active[~watch.clearly_broken]
             if not len(active):
                 break
         if step in looks:

@@ -25,6 +25,7 @@ from robustfdd.evaluation import evaluate, resolve_device, run_evaluation
 from robustfdd.foreign import load_factory
 from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
+from robustfdd.preparation import check_compiler
 from robustfdd.progress import Display
 from robustfdd.report import audit_text, combine, disagreements, main_table_text, write_report
 from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
@@ -35,6 +36,7 @@ from robustfdd.specs import (
     Method,
     Normalization,
     Placement,
+    Precision,
     Protocol,
     Recipe,
     pixel_eps,
@@ -70,6 +72,10 @@ DataRoot = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:INDEX.")]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Pass models through torch.compile: minutes at first, faster where much follows."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked at once; no result depends on it.")]
 
 
@@ -130,6 +136,7 @@ def run(
     ] = None,
     data_root: DataRoot = None,
     batch_size: BatchSize = 128,
+    compile: Compile = False,
     resume: Annotated[
         bool, typer.Option(help="Go on with the same run where it stopped, or refuse to when it exists.")
     ] = True,
@@ -147,6 +154,7 @@ def run(
         only=only or (),
         data_root=data_root,
         batch_size=batch_size,
+        compile=compile,
         console=err_console,
         command=command_line(),
     )
@@ -327,9 +335,19 @@ def attack(
     device: Device = "cpu",
     data_root: DataRoot = None,
     batch_size: BatchSize = 128,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            help="Of the passes that attacks make. bf16 is faster where the hardware has it, and a weaker attack; the "
+            "records say so."
+        ),
+    ] = "fp32",
+    compile: Compile = False,
 ) -> None:
     """Attack a trained model, this package's or anybody's, and write the records."""
     target = resolve_device(device)
+    if compile:
+        check_compiler(target)
     if linf is None and l2 is None:
         raise ConfigurationError("give epsilons with --linf, --l2 or both, e.g. --linf 0.01,0.03")
     data = load_dataset(dataset, root=data_root)
@@ -350,6 +368,8 @@ def attack(
         batch_size=batch_size,
         eot_samples=eot_samples,
         protocol=protocol,
+        precision=precision,
+        compile=compile,
         console=err_console,
         command=command_line(),
     )

@@ -20,12 +20,14 @@ from robustfdd import catalogue, records
 from robustfdd.catalogue import engines_for, load_attack, load_study, resolve_attacks, sibling
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset, load_dataset
+from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
 from robustfdd.manifest import describe_model, describe_study, make_manifest, open_run
 from robustfdd.measure import FORWARD_COST, check_source
 from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256, load_model, read_checkpoint
+from robustfdd.preparation import check_compiler, prepare
 from robustfdd.progress import Display, duration
 from robustfdd.specs import (
     AttackSpec,
@@ -33,6 +35,7 @@ from robustfdd.specs import (
     EngineName,
     EpsUnit,
     Method,
+    Precision,
     Protocol,
     Recipe,
     StudySpec,
@@ -131,6 +134,7 @@ def plan(study: StudySpec) -> list[AttackUnit]:
             method.eot_samples or 0,
             study.protocol,
             crafted_on.label if crafted_on and spec.access == "transfer" else None,
+            study.attack_precision,
         )
         for method in study.methods
         for seed in study.seeds
@@ -151,6 +155,7 @@ def run_evaluation(
     only: Sequence[str] = (),
     data_root: Path | None = None,
     batch_size: int = 128,
+    compile: bool = False,
     console: Console | None = None,
     command: str | None = None,
 ) -> Path:
@@ -165,6 +170,8 @@ def run_evaluation(
         only: labels of the methods to run; all when empty.
         data_root: where data sets lie or are downloaded to; see :func:`robustfdd.load_dataset`.
         batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
+        compile: whether the passes of attacks go through ``torch.compile``, see
+            :func:`robustfdd.preparation.prepare`.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -179,6 +186,8 @@ def run_evaluation(
     study = load_study(name_or_path, overrides, only)
     _check_methods(study, str(name_or_path))
     target = resolve_device(device)
+    if compile:
+        check_compiler(target)
     run = Path(out) if out is not None else Path("runs") / study.name
     try:
         dataset = load_dataset(study.dataset, root=data_root)
@@ -245,6 +254,7 @@ def run_evaluation(
                     batch_size=batch_size,
                     display=display,
                     source=sources.get(seed),
+                    compile=compile,
                 )
     return run
 
@@ -345,6 +355,8 @@ def evaluate(
     eot_samples: int = 0,
     protocol: Protocol = "paper",
     source: nn.Module | None = None,
+    precision: Precision = "fp32",
+    compile: bool = False,
     console: Console | None = None,
     command: str | None = None,
 ) -> pd.DataFrame:
@@ -370,6 +382,8 @@ def evaluate(
         protocol: ``"paper"`` or ``"strong"``, see :class:`robustfdd.specs.StudySpec`.
         source: another classifier, deterministic in evaluation, on which attack ``transfer`` is crafted; needed for
             that one and used by no other.
+        precision: of the passes that attacks make, see :class:`robustfdd.specs.StudySpec`.
+        compile: whether those passes go through ``torch.compile``, see :func:`robustfdd.preparation.prepare`.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -422,6 +436,7 @@ def evaluate(
             eot_samples,
             protocol,
             SOURCE if spec.access == "transfer" else None,
+            precision,
         )
         for spec, use in zip(specs, uses, strict=True)
         for norm, grid in use.eps.items()
@@ -433,6 +448,10 @@ def evaluate(
     subject = Subject(label, label, -1, eps_scale, function_digest(model, clean), eot_samples)
     total = sum(unit.cost(len(test.index)) for unit in units)
     if out is None:
+        sample = to_pixels(clean.images[:32])
+        prepared: dict[str | None, nn.Module] = {None: prepare(model, sample, compile=compile, precision=precision)}
+        if source is not None:
+            prepared[SOURCE] = prepare(source, sample, compile=compile, precision=precision)
         with Display(total, console) as display:
             rows = []
             for unit in units:
@@ -447,6 +466,7 @@ def evaluate(
                     batch_size=batch_size,
                     display=display,
                     source=sources[unit.attack.name],
+                    prepared=prepared[unit.source],
                 )
                 rows += [cell.row() for cell in cells]
                 display.finish()
@@ -464,6 +484,7 @@ def evaluate(
         test_images=test_images,
         protocol=protocol,
         source=SOURCE,
+        precision=precision,
     )
     manifest = make_manifest(
         study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
@@ -483,6 +504,7 @@ def evaluate(
             batch_size=batch_size,
             display=display,
             source=crafted_on,
+            compile=compile,
         )
     written: pd.DataFrame = records.load_run(run).cells.drop(columns="unit")
     return written

@@ -17,7 +17,7 @@ from robustfdd.catalogue import resolve_attacks, sibling
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
-from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Protocol, StudySpec
+from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Precision, Protocol, StudySpec
 from robustfdd.threat import Norm
 from robustfdd.units import AttackUnit, Subject
 
@@ -99,6 +99,8 @@ def describe_study(study: StudySpec) -> dict[str, Any]:
             for use, spec in resolve_attacks(study)
         ],
         "open_choices": dict(study.open_choices),
+        # Left out where it is the default, so that the manifests of earlier runs still say the same.
+        **({"attack_precision": study.attack_precision} if study.attack_precision != "fp32" else {}),
         **({"audit": study.audit.model_dump(exclude_none=True)} if study.audit else {}),
     }
 
@@ -114,6 +116,7 @@ def describe_model(
     test_images: int | None,
     protocol: Protocol,
     source: str | None,
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """The attack on one model that was not trained here, in the form of :func:`describe_study`.
 
@@ -148,6 +151,7 @@ def describe_model(
             describe_attack(spec, use.eps, source if spec.access == "transfer" else None) for use, spec in attacks
         ],
         "open_choices": {},
+        **({"attack_precision": precision} if precision != "fp32" else {}),
     }
 
 

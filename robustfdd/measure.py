@@ -6,6 +6,7 @@ the outcome of every image is kept. Only images that were classified correctly b
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from robustfdd.ascent import Differentiated, Loss, input_gradient
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import (
     ExpectedPrediction,
@@ -28,12 +30,13 @@ from robustfdd.classifier import (
     predict,
 )
 from robustfdd.datasets.base import to_pixels
-from robustfdd.engines import Engine, Perturb, get_engine
+from robustfdd.engines import Engine, FirstGradient, Perturb, get_engine
 from robustfdd.errors import ConfigurationError, EngineError
 from robustfdd.iterates import BestIterate
+from robustfdd.preparation import prepare
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Outcome
-from robustfdd.specs import LIBRARIES, STRONG_RESTARTS, AttackSpec, Protocol
+from robustfdd.specs import STRONG_RESTARTS, AttackSpec, Protocol
 from robustfdd.threat import Norm, Threat, in_box
 
 #: Cost of a pass without a gradient, in input gradients; only progress bars depend on it.
@@ -173,15 +176,17 @@ def _attacker(
     seed: int,
     eot_samples: int,
     best_iterate: bool = False,
+    first_gradient: FirstGradient | None = None,
 ) -> Perturb:
     """The engine's attack, ready to be called, whose results are checked and lie exactly in the box.
 
     It holds against whatever the library writes to and whatever gradients the caller has switched off. The model must
     be frozen while it is used; see :meth:`robustfdd.engines.Engine.prepare` for the arguments and :func:`_checked` for
-    what is raised. ``best_iterate`` is for attacks on a budget; see :class:`robustfdd.iterates.BestIterate`.
+    what is raised. ``best_iterate`` is for attacks on a budget; for engines that do not keep it themselves see
+    :class:`robustfdd.iterates.BestIterate`.
     """
     asked = ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model
-    watching = BestIterate(asked, threat) if best_iterate else None
+    watching = BestIterate(asked, threat) if best_iterate and not engine.keeps_best else None
     randomness = GlobalRandomness(seed + _ITERATE_SEED)
     perturb = engine.prepare(
         watching or asked,
@@ -191,6 +196,8 @@ def _attacker(
         image_shape=image_shape,
         batch_size=batch_size,
         seed=seed,
+        best_iterate=best_iterate and engine.keeps_best,
+        first_gradient=first_gradient,
     )
 
     def attacked(x: Tensor, y: Tensor) -> Tensor:
@@ -255,6 +262,12 @@ class _Outcomes:
                 self.survives[i, index] = repeated == labels
         self.distance[index] = Threat(norm, 0).distance(x, x_adv)
 
+    def inherit(self, smaller: _Outcomes, index: Tensor) -> None:
+        """Take over what is broken at a smaller radius among the images at these positions."""
+        done = index[smaller.prediction[index] != self._clean.labels[index]]
+        self.prediction[done], self.distance[done] = smaller.prediction[done], smaller.distance[done]
+        self.survives[:, done] = False
+
     def measurement(self, gradient_passes: int, seconds: float) -> Measurement:
         """As it stands now."""
         correct, labels = self._clean.correct, self._clean.labels
@@ -278,14 +291,57 @@ def _untouched(clean: CleanOutcome) -> Measurement:
     return Measurement(prediction, outcome, distance, 0, 0.0, clean.repeated_accuracy)
 
 
-def n_starts(attack: AttackSpec, engine: str, protocol: Protocol) -> int:
-    """How often a cell runs an attack: more than once for a library's random start under protocol ``strong``.
+def n_starts(attack: AttackSpec, protocol: Protocol) -> int:
+    """How often a cell runs an attack: more than once for a random start under protocol ``strong``.
 
     An attack that has restarts of its own is run once.
     """
     random = not attack.deterministic and attack.access == "gradient" and attack.kind == "budget"
     own = "restarts" in attack.parameters
-    return STRONG_RESTARTS if protocol == "strong" and random and not own and engine in LIBRARIES else 1
+    return STRONG_RESTARTS if protocol == "strong" and random and not own else 1
+
+
+#: Images whose first gradients are kept for all radii of a sweep take together at most this many bytes.
+_SHARED_BYTES = 2**28
+
+
+class _FirstGradients:
+    """The gradients at the unperturbed images, each computed when first asked for; a part of the images at a time.
+
+    Args:
+        model: what the attacks are crafted on; frozen.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def begin(self, index: Tensor) -> None:
+        """Forget all, and go on with the images at these ascending positions."""
+        self._index = index
+        self._known = torch.zeros(len(index), dtype=torch.bool, device=index.device)
+        self._kept: Differentiated | None = None
+
+    def choose(self, index: Tensor) -> None:
+        """The images that the next call is about, some of those begun with."""
+        self._rows = torch.searchsorted(self._index, index)
+        #: How many gradients that call had not to compute.
+        self.saved = 0
+
+    def __call__(self, x: Tensor, y: Tensor, loss: Loss) -> Differentiated:
+        """As :func:`robustfdd.ascent.input_gradient`; ``x`` and ``y`` are the chosen images and their labels."""
+        new = ~self._known[self._rows]
+        self.saved = len(new) - int(new.sum())
+        if bool(new.any()):
+            fresh = input_gradient(self._model, x[new], y[new], loss)
+            if self._kept is None:
+                logits, values, gradient = (part.new_empty(len(self._index), *part.shape[1:]) for part in fresh)
+                self._kept = logits, values, gradient
+            for kept, part in zip(self._kept, fresh, strict=True):
+                kept[self._rows[new]] = part
+            self._known[self._rows[new]] = True
+        assert self._kept is not None
+        logits, values, gradient = (kept[self._rows] for kept in self._kept)
+        return logits, values, gradient
 
 
 def measure(
@@ -300,80 +356,220 @@ def measure(
     advance: Callable[[float], None] | None = None,
     protocol: Protocol = "paper",
     source: nn.Module | None = None,
-    previous: Measurement | None = None,
+    prepared: nn.Module | None = None,
 ) -> Measurement:
     """Attack the correctly classified images at one epsilon and record what became of every image.
 
-    eps = 0 runs no attack: its result is the clean outcome, exactly.
+    eps = 0 runs no attack: its result is the clean outcome, exactly. See :func:`measure_sweep`.
+    """
+    return measure_sweep(
+        model,
+        clean,
+        attack,
+        [threat],
+        engine=engine,
+        seed=seed,
+        batch_size=batch_size,
+        advance=advance,
+        protocol=protocol,
+        source=source,
+        prepared=prepared,
+    )[0]
+
+
+def measure_sweep(
+    model: nn.Module,
+    clean: CleanOutcome,
+    attack: AttackSpec,
+    threats: Sequence[Threat],
+    *,
+    engine: Engine,
+    seed: int = 0,
+    batch_size: int = 128,
+    advance: Callable[[float], None] | None = None,
+    protocol: Protocol = "paper",
+    source: nn.Module | None = None,
+    prepared: nn.Module | None = None,
+) -> list[Measurement]:
+    """Attack the correctly classified images at each of several epsilons and record what became of every image.
+
+    The perturbed images are crafted on a copy of the model that is cheaper to ask
+    (:func:`robustfdd.preparation.prepare`); what became of an image is asked of the model itself.
 
     Args:
         model: the classifier that ``clean`` is of.
         clean: see :func:`clean_outcome`.
-        attack: what to run; a minimum-norm attack too, but see :func:`measure_minimum_norm` for several radii.
-        threat: norm and radius, in pixel units.
+        attack: what to run. One of kind ``"minimum-norm"`` is run once for all epsilons:
+            :func:`measure_minimum_norm`.
+        threats: norm and radii, in pixel units; of one norm, strictly ascending. At radius 0 no attack is run: the
+            result is the clean outcome, exactly.
         engine: the library that runs it.
         seed: of everything random in the attack.
         batch_size: images attacked at once; the result does not depend on it, unless the model's forward is random.
         advance: called with the cost of what is done, in input gradients, for a progress bar.
-        protocol: ``"paper"``: what the attack returns. ``"strong"``: of all that it asks the model about, the image of
-            the largest margin, from several starts (:func:`n_starts`). Its parameters are taken as they are; see
-            :meth:`robustfdd.specs.AttackSpec.strengthened`.
+        protocol: ``"paper"``: what the attack returns, each radius by itself. ``"strong"``: of all that it asks the
+            model about, the image of the largest margin, from several starts (:func:`n_starts`); what is broken at one
+            radius is not attacked at a larger one and counts as broken there, with its prediction and distance. The
+            attack's parameters are taken as they are; see :meth:`robustfdd.specs.AttackSpec.strengthened`.
         source: another classifier, deterministic in evaluation, on which the perturbed images are crafted; ``model``
             itself when None.
-        previous: the outcome at a smaller radius; what is broken there is not attacked again and counts as broken,
-            with its prediction and distance.
+        prepared: what :func:`robustfdd.preparation.prepare` made of ``source`` or ``model``, whichever they are crafted
+            on; it is called here when None.
+
+    Returns:
+        One measurement for each threat.
 
     Raises:
-        ConfigurationError: the attack needs a ``source``, or cannot use the one given.
+        ConfigurationError: the threats are of two norms or not ascending, or the attack needs a ``source``, or cannot
+            use the one given.
         EngineError: the attack left its budget or the box, or returned what is no image. There is no result then.
         ModelContractError: the model returned NaN for a perturbed image, or ``source`` does not keep the contract.
     """
     check_source(attack, source)
+    if len({threat.norm for threat in threats}) > 1 or any(a.eps >= b.eps for a, b in itertools.pairwise(threats)):
+        raise ConfigurationError("the threats of a sweep must be of one norm and strictly ascending")
     if attack.kind == "minimum-norm":
         return measure_minimum_norm(
-            model, clean, attack, [threat], engine=engine, seed=seed, batch_size=batch_size, advance=advance
-        )[0]
-    if threat.eps == 0:
-        return _untouched(clean)
-    started = time.perf_counter()
-    outcomes = _Outcomes(model, clean, seed, batch_size)
-    left = clean.correct.clone()
-    if previous is not None:
-        done = torch.from_numpy(previous.outcome == Outcome.BROKEN).to(left.device)
-        left &= ~done
-        outcomes.prediction[done] = torch.from_numpy(previous.prediction).to(outcomes.prediction)[done]
-        outcomes.distance[done] = torch.from_numpy(previous.distance).to(outcomes.distance)[done]
-        outcomes.survives[:, done] = False
+            model,
+            clean,
+            attack,
+            threats,
+            engine=engine,
+            seed=seed,
+            batch_size=batch_size,
+            advance=advance,
+            prepared=prepared,
+        )
     if source is not None:
         check_classifier(source, to_pixels(clean.images[:32]), clean.n_classes)
-    eot_samples = clean.eot_samples if source is None else 0
-    n_passes, passes_per_image = 0, attack.n_gradients * max(eot_samples, 1)
-    cost_per_image = passes_per_image + FORWARD_COST * attack.n_forwards
-    crafted_on, size = source or model, attack.call_size or batch_size
+    crafted_on = prepared if prepared is not None else prepare(source or model, to_pixels(clean.images[:32]))
     with frozen(model), frozen(crafted_on):
-        for start in range(n_starts(attack, engine.name, protocol)):
-            perturb = _attacker(
-                crafted_on,
-                attack,
+        sweep = _Sweep(
+            model,
+            clean,
+            attack,
+            [threat for threat in threats if threat.eps > 0],
+            engine=engine,
+            seed=seed,
+            batch_size=batch_size,
+            advance=advance or (lambda _: None),
+            strong=protocol == "strong",
+            crafted_on=crafted_on,
+            eot_samples=clean.eot_samples if source is None else 0,
+            starts=n_starts(attack, protocol),
+        )
+        attacked = sweep.run()
+    return [*(_untouched(clean) for threat in threats if threat.eps == 0), *attacked]
+
+
+@dataclass
+class _Cell:
+    """One radius of a sweep, as far as it has come."""
+
+    threat: Threat
+    outcomes: _Outcomes
+    perturbs: list[Perturb]  # one for each start
+    gradient_passes: int = 0
+    seconds: float = 0.0
+
+
+class _Sweep:
+    """An attack on a budget at several radii above 0; see :func:`measure_sweep` for what is not said here.
+
+    Args:
+        crafted_on: the model that is attacked.
+        strong: whether what is broken at one radius is left alone at larger ones, and the best iterate counts.
+        eot_samples: passes averaged for one gradient.
+        starts: how often the attack is run, on what the runs before have not broken.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        clean: CleanOutcome,
+        attack: AttackSpec,
+        threats: Sequence[Threat],
+        *,
+        engine: Engine,
+        seed: int,
+        batch_size: int,
+        advance: Callable[[float], None],
+        strong: bool,
+        crafted_on: nn.Module,
+        eot_samples: int,
+        starts: int,
+    ) -> None:
+        self._clean, self._advance, self._strong = clean, advance, strong
+        self._size = attack.call_size or batch_size
+        self._passes_per_image = attack.n_gradients * max(eot_samples, 1)
+        self._cost_per_image = self._passes_per_image + FORWARD_COST * (attack.n_forwards + 1)
+        image_shape = tuple(clean.images.shape[1:])
+        # Gradients of a random forward are other ones at every radius, as they are at every step.
+        self._first = _FirstGradients(crafted_on) if engine.keeps_best and not eot_samples else None
+        self._cells = [
+            _Cell(
                 threat,
-                engine,
-                n_classes=clean.n_classes,
-                image_shape=tuple(clean.images.shape[1:]),
-                batch_size=size,
-                seed=seed + start * _RESTART_SEED,
-                eot_samples=eot_samples,
-                best_iterate=protocol == "strong",
+                _Outcomes(model, clean, seed, batch_size),
+                [
+                    _attacker(
+                        crafted_on,
+                        attack,
+                        threat,
+                        engine,
+                        n_classes=clean.n_classes,
+                        image_shape=image_shape,
+                        batch_size=self._size,
+                        seed=seed + start * _RESTART_SEED,
+                        eot_samples=eot_samples,
+                        best_iterate=strong,
+                        first_gradient=self._first,
+                    )
+                    for start in range(starts)
+                ],
             )
-            attacked = left.nonzero().squeeze(1)
-            for part in batches(len(attacked), size):
-                index = attacked[part]
-                x = to_pixels(clean.images[index])
-                outcomes.record(index, x, perturb(x, clean.labels[index]), threat.norm)
-                n_passes += len(index) * passes_per_image
-                if advance is not None:
-                    advance(len(index) * cost_per_image)
-            left &= outcomes.prediction == clean.labels
-    return outcomes.measurement(n_passes, time.perf_counter() - started)
+            for threat in threats
+        ]
+
+    def run(self) -> list[Measurement]:
+        """All of it."""
+        attacked = self._clean.correct.nonzero().squeeze(1)
+        # What is shared is kept for a part of the images at a time; a part fills many batches.
+        part = len(attacked)
+        if self._first is not None:
+            part = max(_SHARED_BYTES // (4 * max(self._clean.images[0].numel(), 1)), self._size)
+        for slice_ in batches(len(attacked), max(part, 1)):
+            self._all_radii(attacked[slice_])
+        return [cell.outcomes.measurement(cell.gradient_passes, cell.seconds) for cell in self._cells]
+
+    def _all_radii(self, index: Tensor) -> None:
+        """Attack the images at these positions at one radius after the other."""
+        if self._first is not None:
+            self._first.begin(index)
+        left = index
+        for k, cell in enumerate(self._cells):
+            started = time.perf_counter()
+            if self._strong and k:
+                cell.outcomes.inherit(self._cells[k - 1].outcomes, index)
+            broken = self._attack(cell, left)
+            if self._strong:
+                left = left[~broken]
+            cell.seconds += time.perf_counter() - started
+
+    def _attack(self, cell: _Cell, index: Tensor) -> Tensor:
+        """Attack the images at these positions at one radius; which of them are broken."""
+        left, labels = index, self._clean.labels
+        for perturb in cell.perturbs:
+            for part in batches(len(left), self._size):
+                chosen = left[part]
+                if self._first is not None:
+                    self._first.choose(chosen)
+                x = to_pixels(self._clean.images[chosen])
+                cell.outcomes.record(chosen, x, perturb(x, labels[chosen]), cell.threat.norm)
+                saved = self._first.saved if self._first is not None else 0
+                cell.gradient_passes += len(chosen) * self._passes_per_image - saved
+                self._advance(len(chosen) * self._cost_per_image)
+            left = left[cell.outcomes.prediction[left] == labels[left]]
+        return cell.outcomes.prediction[index] != labels[index]
 
 
 def measure_minimum_norm(
@@ -386,6 +582,7 @@ def measure_minimum_norm(
     seed: int = 0,
     batch_size: int = 128,
     advance: Callable[[float], None] | None = None,
+    prepared: nn.Module | None = None,
 ) -> list[Measurement]:
     """Look for the nearest adversarial example of every correctly classified image, once, and hold it to each radius.
 
@@ -397,10 +594,11 @@ def measure_minimum_norm(
         clean: see :func:`clean_outcome`.
         attack: of kind ``"minimum-norm"``.
         threats: of one norm, ascending, 0 or not.
-        engine: as for :func:`measure`.
+        engine: as for :func:`measure_sweep`.
         seed: as there.
         batch_size: as there.
         advance: as there.
+        prepared: as for :func:`measure_sweep`.
 
     Returns:
         One measurement for each threat. Distances are those of the examples where they break the image, else 0.
@@ -418,9 +616,10 @@ def measure_minimum_norm(
     first = next((k for k, threat in enumerate(threats) if threat.eps > 0), None)
     if first is not None:
         norm = threats[first].norm
-        with frozen(model):
+        crafted_on = prepared if prepared is not None else prepare(model, to_pixels(clean.images[:32]))
+        with frozen(model), frozen(crafted_on):
             perturb = _attacker(
-                model,
+                crafted_on,
                 attack,
                 whole_box(norm, tuple(clean.images.shape[1:])),
                 engine,
@@ -520,7 +719,8 @@ def attack(
         return x.clone()
     nearest = spec.kind == "minimum-norm"
     image_shape, size = tuple(x.shape[1:]), spec.call_size or batch_size
-    crafted_on, randomness = source or model, GlobalRandomness(seed + _PREDICTION_SEED)
+    crafted_on = prepare(source or model, x[:32].to(device_of(model)))
+    randomness = GlobalRandomness(seed + _PREDICTION_SEED)
     out = torch.empty_like(x)
     with frozen(model), frozen(crafted_on):
         perturb = _attacker(

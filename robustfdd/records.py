@@ -94,6 +94,7 @@ SCHEMA = pa.schema(
         # empty for a deterministic forward, whose predictions repeat exactly. Only what the recorded clean prediction
         # had right is attacked and counted, so that above epsilon 0 an image must be right in two draws.
         ("repeated_accuracy", pa.list_(pa.float64())),
+        ("precision", pa.string()),  # of the passes that the attack made; predictions are always in single precision
     ]
 )
 
@@ -127,6 +128,7 @@ class Cell:
     distance: npt.NDArray[np.float32]
     eot_samples: int = 0
     repeated_accuracy: tuple[float, ...] = ()
+    precision: str = "fp32"
 
     def row(self) -> dict[str, Any]:
         """The cell as a mapping from every column of :data:`SCHEMA` to its value."""
@@ -283,6 +285,8 @@ def read_cells(path: Path) -> pd.DataFrame:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise RunDirectoryError(f"{path}: not readable as Parquet ({error})") from error
+    if table.schema.names == SCHEMA.names[:-1]:  # of a version that had no other precision
+        table = table.append_column(SCHEMA.field("precision"), pa.array(["fp32"] * table.num_rows))
     if table.schema.names != SCHEMA.names:
         raise RunDirectoryError(f"{path}: has other columns than a results file of format {FORMAT}")
     frame: pd.DataFrame = table.to_pandas()

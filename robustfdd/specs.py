@@ -30,6 +30,7 @@ LIBRARIES: tuple[EngineName, ...] = ("foolbox", "art")
 AttackKind = Literal["budget", "minimum-norm"]
 Access = Literal["gradient", "score", "decision", "noise", "transfer"]
 Protocol = Literal["paper", "strong"]
+Precision = Literal["fp32", "bf16"]
 EpsUnit = Literal["pixel", "normalized"]
 Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
@@ -352,7 +353,7 @@ class Recipe(Spec):
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     augmentation: Literal["none", "flip", "crop", "crop-flip"] = "none"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     adversarial: AdversarialTraining | None = None
 
     @model_validator(mode="after")
@@ -491,6 +492,9 @@ class StudySpec(Spec):
         normalization: of the model's input. ``"z-score"``: the data set's one mean and one standard deviation;
             ``"zero-one"``: none, pixels are in [0, 1] already.
         test_images: how many test images are attacked, chosen evenly over the classes; all when left out.
+        attack_precision: of the passes that attacks make. ``"bf16"``: convolutions and products in bfloat16, faster
+            where the hardware has it and weaker, as small gradients are rounded; what became of an image is asked in
+            single precision all the same, and every record says so.
         model: the network.
         recipe: the training.
         attacks: with their epsilons.
@@ -509,6 +513,7 @@ class StudySpec(Spec):
     eps_unit: EpsUnit
     normalization: Normalization = "z-score"
     test_images: Annotated[int, Field(ge=1)] | None = None
+    attack_precision: Precision = "fp32"
     model: ModelOptions = ModelOptions()
     recipe: Recipe
     attacks: Annotated[tuple[AttackUse, ...], Field(min_length=1)]

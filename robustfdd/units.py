@@ -24,16 +24,15 @@ from robustfdd.errors import ConfigurationError, UnitError
 from robustfdd.measure import (
     FORWARD_COST,
     CleanOutcome,
-    Measurement,
     clean_outcome,
-    measure,
-    measure_minimum_norm,
+    measure_sweep,
     n_starts,
 )
+from robustfdd.preparation import prepare
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Cell, Failure
-from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Protocol, normalized_eps, pixel_eps
+from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Precision, Protocol, normalized_eps, pixel_eps
 from robustfdd.threat import Norm, Threat
 
 
@@ -88,6 +87,7 @@ class AttackUnit:
         eot_samples: passes averaged for one gradient; 0 for a model with a deterministic forward.
         protocol: see :func:`robustfdd.measure.measure`.
         source: label of the method on whose model the perturbed images are crafted; None for the unit's own.
+        precision: of the passes that the attack makes; see :func:`robustfdd.preparation.prepare`.
     """
 
     method: str
@@ -100,6 +100,7 @@ class AttackUnit:
     eot_samples: int = 0
     protocol: Protocol = "paper"
     source: str | None = None
+    precision: Precision = "fp32"
 
     @property
     def name(self) -> str:
@@ -112,7 +113,7 @@ class AttackUnit:
         eot_samples = 0 if self.source else self.eot_samples
         one = self.attack.n_gradients * max(eot_samples, 1) + FORWARD_COST * (1 + self.attack.n_forwards)
         n_runs = 1 if self.attack.kind == "minimum-norm" else len(self.eps)
-        return n_images * n_runs * n_starts(self.attack, self.engine, self.protocol) * one
+        return n_images * n_runs * n_starts(self.attack, self.protocol) * one
 
     def entry(self) -> dict[str, Any]:
         """The unit in the manifest's plan."""
@@ -186,6 +187,8 @@ def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: in
     chosen: dict[str, object] = {}
     if unit.protocol != "paper":
         chosen["protocol"] = unit.protocol
+    if unit.precision != "fp32":
+        chosen["precision"] = unit.precision
     if source is not None:
         chosen["source"] = [source.label, source.identity]
     return content_digest(
@@ -214,19 +217,26 @@ def attack_cells(
     batch_size: int,
     display: Display,
     source: nn.Module | None = None,
+    prepared: nn.Module | None = None,
 ) -> list[Cell]:
-    """Run one unit: a cell for eps = 0 and one for each of its epsilons; ``source`` is what it is crafted on."""
+    """Run one unit: a cell for eps = 0 and one for each of its epsilons.
+
+    ``source`` and ``prepared`` are those of :func:`robustfdd.measure.measure_sweep`.
+    """
     grid = (0.0, *unit.eps)
     threats = [Threat(unit.norm, pixel_eps(eps, unit.eps_unit, subject.eps_scale)) for eps in grid]
-    results = _measured(
+    results = measure_sweep(
         model,
         clean,
-        unit,
+        unit.attack,
         threats,
-        attack_seed=attack_seed,
+        engine=get_engine(unit.engine),
+        seed=attack_seed,
         batch_size=batch_size,
-        display=display,
+        advance=display.advance,
+        protocol=unit.protocol,
         source=source,
+        prepared=prepared,
     )
     return [
         Cell(
@@ -252,52 +262,10 @@ def attack_cells(
             distance=result.distance,
             eot_samples=clean.eot_samples,
             repeated_accuracy=result.repeated_accuracy,
+            precision=unit.precision,
         )
         for eps, threat, result in zip(grid, threats, results, strict=True)
     ]
-
-
-def _measured(
-    model: nn.Module,
-    clean: CleanOutcome,
-    unit: AttackUnit,
-    threats: Sequence[Threat],
-    *,
-    attack_seed: int,
-    batch_size: int,
-    display: Display,
-    source: nn.Module | None,
-) -> list[Measurement]:
-    """The unit at each of the radii, ascending: in one run, each by itself, or each going on from the one before."""
-    engine = get_engine(unit.engine)
-    if unit.attack.kind == "minimum-norm":
-        return measure_minimum_norm(
-            model,
-            clean,
-            unit.attack,
-            threats,
-            engine=engine,
-            seed=attack_seed,
-            batch_size=batch_size,
-            advance=display.advance,
-        )
-    results: list[Measurement] = []
-    for threat in threats:
-        result = measure(
-            model,
-            clean,
-            unit.attack,
-            threat,
-            engine=engine,
-            seed=attack_seed,
-            batch_size=batch_size,
-            advance=display.advance,
-            protocol=unit.protocol,
-            source=source,
-            previous=results[-1] if results and unit.protocol == "strong" else None,
-        )
-        results.append(result)
-    return results
 
 
 def failure_of(
@@ -329,14 +297,17 @@ def attack_model(
     batch_size: int,
     display: Display,
     source: Source | None = None,
+    compile: bool = False,
 ) -> list[Failure]:
     """Run the units of one model that are not done yet; the failures, which are also written down.
 
-    ``source`` is for the units that are crafted on another model; None makes failures of them.
+    ``source`` is for the units that are crafted on another model; None makes failures of them. For ``compile`` see
+    :func:`robustfdd.preparation.prepare`.
     """
     failures = []
     clean: CleanOutcome | None = None
     sibling: nn.Module | None = None
+    prepared: dict[tuple[nn.Module, Precision], nn.Module] = {}
     for unit in units:
         path = run / "results" / f"{unit.name}.parquet"
         key = _unit_key(unit, subject, test, attack_seed, source if unit.source else None)
@@ -358,6 +329,11 @@ def attack_model(
                 sibling = source.load()
             if clean is None:
                 clean = test.clean(model, batch_size, subject.eot_samples)
+            crafted_on = sibling if unit.source and sibling else model
+            copy_of = (crafted_on, unit.precision)
+            if copy_of not in prepared:
+                sample = to_pixels(clean.images[:32])
+                prepared[copy_of] = prepare(crafted_on, sample, compile=compile, precision=unit.precision)
             cells = attack_cells(
                 model,
                 clean,
@@ -368,6 +344,7 @@ def attack_model(
                 batch_size=batch_size,
                 display=display,
                 source=sibling if unit.source else None,
+                prepared=prepared[copy_of],
             )
         except Exception as error:  # one failing unit must not take the others with it
             failure = failure_of(unit.name, "attack", unit.method, unit.seed, error, unit)

@@ -20,7 +20,7 @@ LAYERS = [
     {"classifier", "provenance"},
     {"ascent"},
     {"adversarial_training", "iterates", "square"},
-    {"models", "engines"},
+    {"models", "engines", "preparation"},
     {"training", "measure"},
     {"units"},
     {"manifest"},

@@ -17,7 +17,7 @@ from robustfdd.engines import get_engine
 from robustfdd.engines.base import random_start
 from robustfdd.errors import ConfigurationError, ModelContractError
 from robustfdd.measure import attack
-from robustfdd.specs import LIBRARIES, AttackSpec
+from robustfdd.specs import ENGINES, LIBRARIES, AttackSpec
 from robustfdd.threat import NORMS, Threat, in_box
 
 #: Those that climb whatever they are given, so that every perturbation raises the loss.
@@ -40,11 +40,11 @@ def margins(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_catalogue_has_what_the_paper_needs() -> None:
-    assert set(OFFERED) >= {(a, n, e) for a in ("fgsm", "bim", "pgd") for n in ("linf", "l2") for e in LIBRARIES}
+    assert set(OFFERED) >= {(a, n, e) for a in ("fgsm", "bim", "pgd") for n in ("linf", "l2") for e in ENGINES}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-@pytest.mark.parametrize("engine", LIBRARIES)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["fgsm", "bim"])
 def test_deterministic_attacks_reach_the_optimum_of_a_linear_model(
@@ -93,6 +93,16 @@ def test_foolbox_pgd_from_its_seeded_start(norm: str, batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_native_pgd_from_its_seeded_start(norm: str, batch_size: int) -> None:
+    model, x, y = linear_case()
+    threat = Threat(norm, 0.1)
+    start = random_start(np.random.default_rng([7, 0]), len(x), tuple(x.shape[1:]), threat)
+    x_adv = attack(model, x, y, "pgd", threat, engine="native", seed=7, batch_size=batch_size)
+    assert x_adv.numpy() == pytest.approx(pgd_reference(model, x, y, start, threat), abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
 def test_art_pgd_from_its_seeded_start(batch_size: int) -> None:
     """ART draws L-inf starts uniformly from NumPy's legacy generator, as the reference does."""
     model, x, y = linear_case()
@@ -134,12 +144,13 @@ def test_budget_box_and_batch_size(name: str, norm: str, engine: str, tiny_net: 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["fgsm", "bim"])
-def test_art_and_foolbox_agree_sample_by_sample(name: str, norm: str, tiny_net: TinyNet) -> None:
+def test_the_engines_agree_sample_by_sample(name: str, norm: str, tiny_net: TinyNet) -> None:
     x = torch.rand(40, 1, 10, 10, generator=torch.Generator().manual_seed(2))
     y = torch.arange(40) % 4
     threat = Threat(norm, 0.08 if norm == "linf" else 0.6)
-    one, two = (attack(tiny_net, x, y, name, threat, engine=engine) for engine in ("foolbox", "art"))
-    assert float((one - two).abs().max()) < 1e-5
+    native, *others = (attack(tiny_net, x, y, name, threat, engine=engine) for engine in ("native", "foolbox", "art"))
+    for other in others:
+        assert float((native - other).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "norm", "engine"), OFFERED)

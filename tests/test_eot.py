@@ -293,7 +293,8 @@ def test_the_masks_of_the_prediction_are_not_those_of_the_attack(linear: LinearM
     model = Recording(linear, 1.0)
     clean = noisy_clean(model, eot_samples=2)
     drawn.clear()
-    measure(model, clean, FGSM, Threat("linf", 0.1), engine=get_engine("foolbox"), seed=5, batch_size=40)
+    engine = get_engine("foolbox")
+    measure(model, clean, FGSM, Threat("linf", 0.1), engine=engine, seed=5, batch_size=40, prepared=model)
     assert len(drawn) == 1 + REPEATED_PREDICTIONS
     assert len(set(drawn)) == len(drawn)
 

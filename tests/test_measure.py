@@ -23,6 +23,7 @@ class FakeEngine:
     """Returns what it is told to, and remembers what it was asked to attack."""
 
     name = "foolbox"
+    keeps_best = False
 
     def __init__(self, change) -> None:
         self.change = change

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from robustfdd.engines.base import Engine, Perturb
+from robustfdd.engines.base import Engine, FirstGradient, Perturb
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import ENGINES
 
-__all__ = ["ENGINES", "Engine", "Perturb", "get_engine"]
+__all__ = ["ENGINES", "Engine", "FirstGradient", "Perturb", "get_engine"]
 
 
 def get_engine(name: str) -> Engine:

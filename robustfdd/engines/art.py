@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from robustfdd.ascent import LOSS_SCALE, project
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import Perturb, check_arguments
+from robustfdd.engines.base import FirstGradient, Perturb, check_arguments
 from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
@@ -55,6 +55,7 @@ class ArtEngine:
     """Runs evasion attacks through ART on its ``PyTorchClassifier``."""
 
     name: EngineName = "art"
+    keeps_best = False
 
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:
         """The model as an ``art.estimators.classification.PyTorchClassifier`` for pixels in [0, 1].
@@ -118,6 +119,8 @@ class ArtEngine:
         image_shape: tuple[int, ...],
         batch_size: int,
         seed: int,
+        best_iterate: bool = False,  # noqa: ARG002 - not given, see keeps_best
+        first_gradient: FirstGradient | None = None,  # noqa: ARG002 - likewise
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
         cls, arguments = self._resolve(attack, threat, batch_size)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
+from robustfdd.ascent import Differentiated, Loss
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
@@ -19,11 +20,22 @@ from robustfdd.threat import Threat
 #: which are always cut alike (:attr:`robustfdd.specs.AttackSpec.call_size`).
 Perturb: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+#: Takes the images and labels that an attack was called with and a loss, gives what
+#: :func:`robustfdd.ascent.input_gradient` does at these images, which several radii of a sweep share.
+FirstGradient: TypeAlias = Callable[[Tensor, Tensor, Loss], Differentiated]
+
 
 class Engine(Protocol):
-    """A library that runs attacks. It decides nothing: whether an attack succeeded is measured elsewhere."""
+    """A library that runs attacks. It decides nothing: whether an attack succeeded is measured elsewhere.
+
+    Attributes:
+        name: of the engine.
+        keeps_best: whether ``best_iterate`` and ``first_gradient`` of :meth:`prepare` are heeded. Otherwise neither is
+            given, and what the attack asks the model is watched from outside.
+    """
 
     name: EngineName
+    keeps_best: bool
 
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:
         """The model as the library's own classifier object, for pixels in [0, 1]."""
@@ -46,6 +58,8 @@ class Engine(Protocol):
         image_shape: tuple[int, ...],
         batch_size: int,
         seed: int,
+        best_iterate: bool = False,
+        first_gradient: FirstGradient | None = None,
     ) -> Perturb:
         """An attack ready to be called on consecutive batches of at most ``batch_size`` images.
 
@@ -58,6 +72,9 @@ class Engine(Protocol):
             image_shape: (C, H, W).
             batch_size: the largest batch that will come.
             seed: of everything random in the attack.
+            best_iterate: whether the iterate of the largest margin counts, in the place of what the attack's file says,
+                and an image is left alone once it is adversarial.
+            first_gradient: gives the gradient at the images themselves, for attacks that begin there.
 
         Raises:
             ConfigurationError: the engine does not offer this attack in this norm.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustfdd.ascent import LOSS_SCALE
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import Perturb, check_arguments, random_start
+from robustfdd.engines.base import FirstGradient, Perturb, check_arguments, random_start
 from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
@@ -24,6 +24,7 @@ class FoolboxEngine:
     """Runs attacks through Foolbox 3 on its ``PyTorchModel``."""
 
     name: EngineName = "foolbox"
+    keeps_best = False
 
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:  # noqa: ARG002
         """The model as a ``foolbox.PyTorchModel`` for pixels in [0, 1].
@@ -57,6 +58,8 @@ class FoolboxEngine:
         image_shape: tuple[int, ...],
         batch_size: int,  # noqa: ARG002 - Foolbox attacks whatever batch it is given
         seed: int,
+        best_iterate: bool = False,  # noqa: ARG002 - not given, see keeps_best
+        first_gradient: FirstGradient | None = None,  # noqa: ARG002 - likewise
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
         cls, arguments = self._resolve(attack, threat)

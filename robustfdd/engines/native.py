@@ -1,16 +1,16 @@
-"""Attacks of our own: PGD that keeps its best iterate, and APGD, on several losses, each image by itself."""
+"""Attacks of our own: FGSM, BIM, PGD and APGD, on several losses, and Square; each image by itself."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustfdd.ascent import LOSSES, Ascent, apgd, pgd
-from robustfdd.engines.base import Perturb, check_arguments, random_start
+from robustfdd.ascent import LOSSES, Differentiated, apgd, ascend, pgd
+from robustfdd.engines.base import FirstGradient, Perturb, check_arguments, random_start
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.square import square
@@ -50,9 +50,30 @@ class PGD:
         if self.restarts > 1 and not self.random_start:
             raise ConfigurationError("restarts without random_start repeat the same attack; allowed: restarts = 1")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor | None) -> Ascent:
-        """One restart."""
-        return pgd(
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        start: Tensor | None,
+        first: Differentiated | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One restart: the perturbed images and their margins; None where another restart does not need them."""
+        if not self.best_iterate and self.restarts == 1:
+            last = ascend(
+                model,
+                x,
+                y,
+                threat,
+                steps=self.steps,
+                relative_step=self.relative_step,
+                loss=LOSSES[self.loss],
+                start=start,
+                first=first,
+            )
+            return last, None
+        found = pgd(
             model,
             x,
             y,
@@ -63,7 +84,9 @@ class PGD:
             start=start,
             best_iterate=self.best_iterate,
             stop=self.best_iterate,
+            first=first,
         )
+        return found.x_adv, found.margin
 
 
 @dataclass(frozen=True)
@@ -84,9 +107,19 @@ class APGD:
     def __post_init__(self) -> None:
         _check(self.loss, self.steps, self.restarts, 2)
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, start: Tensor | None) -> Ascent:
-        """One restart."""
-        return apgd(model, x, y, threat, steps=self.steps, loss=LOSSES[self.loss], start=start, stop=True)
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        start: Tensor | None,
+        first: Differentiated | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One restart: the perturbed images and their margins."""
+        assert first is None  # it begins at random
+        found = apgd(model, x, y, threat, steps=self.steps, loss=LOSSES[self.loss], start=start, stop=True)
+        return found.x_adv, found.margin
 
 
 @dataclass(frozen=True)
@@ -116,6 +149,7 @@ class NativeEngine:
     """Runs the attacks of :mod:`robustfdd.ascent`."""
 
     name: EngineName = "native"
+    keeps_best = True
 
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:  # noqa: ARG002
         """The model itself: these attacks take any torch classifier as it is."""
@@ -148,27 +182,31 @@ class NativeEngine:
         image_shape: tuple[int, ...],
         batch_size: int,  # noqa: ARG002 - whatever batch is given
         seed: int,
+        best_iterate: bool = False,
+        first_gradient: FirstGradient | None = None,
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
         algorithm = self._resolve(attack, threat)
         if isinstance(algorithm, Square):
             return _searching(model, algorithm, threat, seed)
+        if isinstance(algorithm, PGD):
+            algorithm = replace(algorithm, best_iterate=algorithm.best_iterate or best_iterate)
         # One stream a restart, used image by image: which images share a batch then does not matter.
         streams = [np.random.default_rng([seed, restart]) for restart in range(algorithm.restarts)]
 
         def perturb(x: Tensor, y: Tensor) -> Tensor:
+            if not algorithm.random_start:
+                first = first_gradient(x, y, LOSSES[algorithm.loss]) if first_gradient else None
+                return algorithm.run(model, x, y, threat, None, first)[0]
             result = x.clone()
             left = torch.arange(len(x), device=x.device)
             for stream in streams:
-                start = None
-                if algorithm.random_start:
-                    drawn = random_start(stream, len(x), image_shape, threat)
-                    start = torch.from_numpy(drawn).to(x.device)[left]
+                start = torch.from_numpy(random_start(stream, len(x), image_shape, threat)).to(x.device)[left]
                 if not len(left):
                     continue
-                found = algorithm.run(model, x[left], y[left], threat, start)
-                result[left] = found.x_adv
-                left = left[found.margin <= 0]
+                result[left], margins = algorithm.run(model, x[left], y[left], threat, start)
+                if margins is not None:
+                    left = left[margins <= 0]
             return result
 
         return perturb

@@ -93,8 +93,8 @@ def _check_pair(first: Run, second: Run) -> None:
         f"a normalised epsilon means another budget: {other_study}",
     )
     studies = a["study"], b["study"]
-    for key in ("eps_unit", "protocol"):
-        values = studies[0][key], studies[1][key]
+    for key in ("eps_unit", "protocol", "attack_precision"):
+        values = studies[0].get(key), studies[1].get(key)
         _check_same(first, second, f"study.{key}", values, f"run both with the same {key}, or {other_study}")
     _check_engines(first, second, f"put the same engine first in both studies, or {other_study}")
     _check_images(first, second)

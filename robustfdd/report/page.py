@@ -17,7 +17,7 @@ from robustfdd.report.audit import ModelVerdict
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.notes import Note
 from robustfdd.report.results import Results, UnitState
-from robustfdd.report.study import PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title
+from robustfdd.report.study import HALF_PRECISION, PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title
 from robustfdd.report.tables import count_text, seeds_text
 
 
@@ -89,6 +89,7 @@ class Section:
             ("Norms", ", ".join(map(norm_title, study.norms))),
             ("Engines", self._engines),
             ("Protocol", study.protocol + (f": {meaning}" if meaning else "")),
+            *([("Precision of attacks", HALF_PRECISION)] if study.attack_precision == "bf16" else []),
         ]
         return [
             ("Data set", study.dataset),

@@ -24,6 +24,9 @@ PROTOCOL_MEANINGS = {
     "strong": "best iterate of all steps and restarts; what a smaller ε broke counts as broken at every larger one",
 }
 
+#: What it means that attacks made their passes in half precision.
+HALF_PRECISION = "attacks crafted in bfloat16, outcomes judged in single precision"
+
 #: What the audit of a model can find, the gravest last, and the mark beside the name of the method.
 VERDICT_MARKS = {"believable": "✓", "suspicious": "?", "not believable": "✗"}
 
@@ -185,6 +188,7 @@ class Study:
         eps_unit: the unit the study states its epsilons in; it comes first in tables and figures.
         eps_scale: the standard deviation that turns a normalised epsilon into pixels.
         protocol: how the attacks are run, in one word.
+        attack_precision: of the passes that attacks made, ``"fp32"`` or ``"bf16"``.
         engines: those of the plan, in the study's order, then those that single attacks name; those of the study
             where nothing is planned.
         methods: the columns, in the study's order.
@@ -206,6 +210,7 @@ class Study:
     norms: tuple[str, ...]
     units: tuple[Unit, ...]
     seeds: tuple[int, ...]
+    attack_precision: str = "fp32"
 
     @property
     def trained_seeds(self) -> tuple[int, ...]:
@@ -340,6 +345,7 @@ def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
             norms=tuple(dict.fromkeys(norm for attack in attacks for norm in attack.eps)),
             units=units,
             seeds=tuple(sorted(seeds)),
+            attack_precision=study.get("attack_precision", "fp32"),
         )
     except KeyError as error:
         raise RunDirectoryError(f"{path}: the key {error} is missing") from error

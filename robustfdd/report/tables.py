@@ -13,7 +13,17 @@ from scipy.stats import binomtest
 
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Metric, Place, Results
-from robustfdd.report.study import PROTOCOL_MEANINGS, ZERO, Epsilon, EpsUnit, Method, file_stem, norm_title, unit_titles
+from robustfdd.report.study import (
+    HALF_PRECISION,
+    PROTOCOL_MEANINGS,
+    ZERO,
+    Epsilon,
+    EpsUnit,
+    Method,
+    file_stem,
+    norm_title,
+    unit_titles,
+)
 from robustfdd.report.verdicts import marks_text
 from robustfdd.report.worst_case import NAME, TITLE, WorstCase, explanation, worst_case
 
@@ -267,6 +277,8 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
     meaning = PROTOCOL_MEANINGS.get(study.protocol)
     engines = study.engines_text(norm=norm)
     setting = f"{engines}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
+    if study.attack_precision == "bf16":
+        setting += f"; {HALF_PRECISION}"
     if images is None or attacked is None:
         return f"{study.dataset}; {setting}; no records yet."
     if metric == "robust_accuracy":
