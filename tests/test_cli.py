@@ -279,18 +279,18 @@ def test_an_interruption_says_how_to_go_on(study_file: Path, monkeypatch: pytest
     from robustfdd import units  # noqa: PLC0415
 
     calls = []
-    real = units.measure
+    real = units.measure_sweep
 
     def interrupted(*arguments, **options):
         calls.append(1)
-        if len(calls) > 4:
+        if len(calls) > 1:
             raise KeyboardInterrupt
         return real(*arguments, **options)
 
-    monkeypatch.setattr(units, "measure", interrupted)
+    monkeypatch.setattr(units, "measure_sweep", interrupted)
     result = invoke("run", study_file, "--out", "r")
     assert result.exit_code == 130
     assert "the same command goes on" in result.output
     assert len(list(Path("r/results").glob("*.parquet"))) == 1
-    monkeypatch.setattr(units, "measure", real)
+    monkeypatch.setattr(units, "measure_sweep", real)
     assert invoke("run", study_file, "--out", "r").exit_code == 0

@@ -120,14 +120,14 @@ def test_a_damaged_checkpoint_is_trained_again(run: Path, study_file: Path) -> N
 
 
 def test_one_failing_unit_leaves_the_others(study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = units.measure
+    real = units.measure_sweep
 
     def fails_for_pgd_in_art(model, clean, attack, threat, *, engine, **options):
         if attack.name == "pgd" and engine.name == "art":
             raise EngineError("left its budget")
         return real(model, clean, attack, threat, engine=engine, **options)
 
-    monkeypatch.setattr(units, "measure", fails_for_pgd_in_art)
+    monkeypatch.setattr(units, "measure_sweep", fails_for_pgd_in_art)
     run = run_evaluation(study_file, out=tmp_path / "run")
     found = load_run(run)
     assert sorted(f.unit for f in found.failures) == [
@@ -140,7 +140,7 @@ def test_one_failing_unit_leaves_the_others(study_file: Path, tmp_path: Path, mo
     assert not found.cells.unit.isin([f.unit for f in found.failures]).any()
     assert len(found.cells) == 2 * (2 * 3 + 2) + (3 + 2)
 
-    monkeypatch.setattr(units, "measure", real)
+    monkeypatch.setattr(units, "measure_sweep", real)
     run_evaluation(study_file, out=run)
     mended = load_run(run)
     assert mended.failures == []
