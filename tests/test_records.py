@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from robustfdd.errors import RunDirectoryError
@@ -78,6 +79,15 @@ def test_cells_come_back_as_they_were(tmp_path: Path) -> None:
     assert frame.outcome[0].tolist() == [0, 1, 2]
     assert frame.robust_accuracy.tolist() == [1 / 3, 0]
     assert read_key(path) == "a key"
+
+
+def test_records_from_before_there_was_a_choice_of_precision(tmp_path: Path) -> None:
+    path = tmp_path / "u.parquet"
+    write_cells(path, [make_cell([0, 1, 2]), make_cell([2, 2, 2], eps=0.3)], key="k")
+    pq.write_table(pq.read_table(path).drop_columns(["precision"]), path)
+    frame = read_cells(path)
+    assert list(frame.columns) == SCHEMA.names
+    assert frame.precision.tolist() == ["fp32", "fp32"]
 
 
 def test_damaged_results_have_no_key_and_are_named(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from robustfdd.catalogue import load_attack, load_study, resolve_attacks
 from robustfdd.datasets.base import Dataset, to_pixels
 from robustfdd.engines import Perturb, get_engine
-from robustfdd.errors import ConfigurationError
+from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.evaluation import evaluate, plan
 from robustfdd.iterates import BestIterate
 from robustfdd.measure import CleanOutcome, attack, clean_outcome, measure, measure_sweep, n_starts
-from robustfdd.records import Outcome, load_run
+from robustfdd.records import Outcome, load_run, read_key
+from robustfdd.report import combine, write_report
 from robustfdd.specs import ENGINES, AttackSpec
 from robustfdd.threat import NORMS, Threat
 
@@ -373,3 +374,21 @@ def test_evaluate_strong(tiny_net: TinyNet, quarters: Dataset, tmp_path: Path) -
         assert curve.is_monotonic_decreasing
     with pytest.raises(ConfigurationError, match="'autoattack' is offered by none of the engines foolbox, native"):
         evaluate(model, quarters, ["autoattack"], threats, **options)
+
+
+def test_half_precision_is_marked_in_records_and_report(quarters: Dataset, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    options = {"engines": ("native",), "test_images": 8}
+    threats = [Threat("linf", 0.03)]
+    full = evaluate(model, quarters, ["fgsm"], threats, out=tmp_path / "full", **options)
+    half = evaluate(model, quarters, ["fgsm"], threats, out=tmp_path / "half", precision="bf16", **options)
+    assert set(full.precision) == {"fp32"}
+    assert set(half.precision) == {"bf16"}
+    keys = {read_key(next((tmp_path / run / "results").glob("*.parquet"))) for run in ("full", "half")}
+    assert len(keys) == 2
+    for run, marked in (("full", False), ("half", True)):
+        report = write_report(tmp_path / run).parent
+        for path in (report / "index.html", *report.glob("tables/*.md")):
+            assert ("attacks crafted in bfloat16" in path.read_text(encoding="utf-8")) == marked
+    with pytest.raises(RunDirectoryError, match="attack_precision"):
+        combine([load_run(tmp_path / "full"), load_run(tmp_path / "half")])
