@@ -17,6 +17,7 @@ from robustfdd import __version__, catalogue, records
 from robustfdd.analysis import analyse_run
 from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
+from robustfdd.batching import FIXED
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.engines import get_engine
@@ -76,7 +77,12 @@ Compile = Annotated[
     bool,
     typer.Option("--compile", help="Pass models through torch.compile: minutes at first, faster where much follows."),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images attacked at once; no result depends on it.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images attacked at once; no result depends on it. By default what fits, halved if it does not."
+    ),
+]
 
 
 def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
@@ -135,7 +141,7 @@ def run(
         list[str] | None, typer.Option(metavar="METHOD", help="Run only this method of the study. Repeatable.")
     ] = None,
     data_root: DataRoot = None,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = None,
     compile: Compile = False,
     resume: Annotated[
         bool, typer.Option(help="Go on with the same run where it stopped, or refuse to when it exists.")
@@ -160,7 +166,7 @@ def run(
     )
     _analyse(directory, data_root, device)
     if audit:
-        _audit_run(directory, data_root, device, batch_size)
+        _audit_run(directory, data_root, device, batch_size or FIXED)
     _conclude(directory)
 
 
@@ -334,7 +340,7 @@ def attack(
     ] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = None,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -439,7 +445,7 @@ def audit(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of every random draw.")] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
-    batch_size: BatchSize = 128,
+    batch_size: BatchSize = None,
 ) -> None:
     """Say whether the robust accuracy of a model can be believed, with the evidence."""
     if Path(model).is_dir():
@@ -456,7 +462,7 @@ def audit(
         if wrong := [name for name, value in given.items() if value is not None]:
             raise ConfigurationError(f"{', '.join(wrong)}: not for a run directory, whose study says it")
         records.load_run(Path(model))
-        _audit_run(Path(model), data_root, device, batch_size)
+        _audit_run(Path(model), data_root, device, batch_size or FIXED)
         _conclude(Path(model))
         return
     if dataset is None:
@@ -483,7 +489,7 @@ def audit(
         test_images=test_images,
         eot_samples=eot_samples,
         seed=seed,
-        batch_size=batch_size,
+        batch_size=batch_size or FIXED,
         console=err_console,
         command=command_line(),
     )

@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from robustfdd import catalogue, records
+from robustfdd.batching import FIXED, BatchSize
 from robustfdd.catalogue import engines_for, load_attack, load_study, resolve_attacks, sibling
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset, load_dataset
@@ -154,7 +155,7 @@ def run_evaluation(
     overrides: Sequence[str] = (),
     only: Sequence[str] = (),
     data_root: Path | None = None,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     compile: bool = False,
     console: Console | None = None,
     command: str | None = None,
@@ -169,7 +170,8 @@ def run_evaluation(
         overrides: ``"dotted.key=value"`` changes to the study, kept in the manifest.
         only: labels of the methods to run; all when empty.
         data_root: where data sets lie or are downloaded to; see :func:`robustfdd.load_dataset`.
-        batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
+        batch_size: images attacked at once; no result depends on it, but for models whose forward is random. Chosen
+            to fit memory when None (:mod:`robustfdd.batching`), and halved when it does not.
         compile: whether the passes of attacks go through ``torch.compile``, see
             :func:`robustfdd.preparation.prepare`.
         console: where to show progress; nowhere when None.
@@ -351,7 +353,7 @@ def evaluate(
     eps_unit: EpsUnit = "pixel",
     test_images: int | None = None,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     eot_samples: int = 0,
     protocol: Protocol = "paper",
     source: nn.Module | None = None,
@@ -376,7 +378,8 @@ def evaluate(
         eps_unit: the unit that the report names first.
         test_images: how many test images are attacked, chosen evenly over the classes; all when None.
         seed: of everything random in the attacks.
-        batch_size: images attacked at once; no result depends on it, but for models whose forward is random.
+        batch_size: images attacked at once; no result depends on it, but for models whose forward is random. Chosen
+            to fit memory when None (:mod:`robustfdd.batching`), and halved when it does not.
         eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that an attack
             averages for one gradient, from 1.
         protocol: ``"paper"`` or ``"strong"``, see :class:`robustfdd.specs.StudySpec`.
@@ -444,7 +447,7 @@ def evaluate(
     ]
     _check_engines(units, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
-    clean = test.clean(model, batch_size, eot_samples)
+    clean = test.clean(model, batch_size or FIXED, eot_samples)
     subject = Subject(label, label, -1, eps_scale, function_digest(model, clean), eot_samples)
     total = sum(unit.cost(len(test.index)) for unit in units)
     if out is None:
@@ -452,6 +455,7 @@ def evaluate(
         prepared: dict[str | None, nn.Module] = {None: prepare(model, sample, compile=compile, precision=precision)}
         if source is not None:
             prepared[SOURCE] = prepare(source, sample, compile=compile, precision=precision)
+        sizes = BatchSize(batch_size)
         with Display(total, console) as display:
             rows = []
             for unit in units:
@@ -463,7 +467,7 @@ def evaluate(
                     subject,
                     test,
                     attack_seed=seed,
-                    batch_size=batch_size,
+                    batch_size=sizes,
                     display=display,
                     source=sources[unit.attack.name],
                     prepared=prepared[unit.source],

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.ascent import Differentiated, Loss, input_gradient
+from robustfdd.batching import BatchSize
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import (
     ExpectedPrediction,
@@ -38,6 +40,8 @@ from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Outcome
 from robustfdd.specs import STRONG_RESTARTS, AttackSpec, Protocol
 from robustfdd.threat import Norm, Threat, in_box
+
+T = TypeVar("T")
 
 #: Cost of a pass without a gradient, in input gradients; only progress bars depend on it.
 FORWARD_COST = 0.4
@@ -352,7 +356,7 @@ def measure(
     *,
     engine: Engine,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | BatchSize | None = None,
     advance: Callable[[float], None] | None = None,
     protocol: Protocol = "paper",
     source: nn.Module | None = None,
@@ -385,7 +389,7 @@ def measure_sweep(
     *,
     engine: Engine,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | BatchSize | None = None,
     advance: Callable[[float], None] | None = None,
     protocol: Protocol = "paper",
     source: nn.Module | None = None,
@@ -405,7 +409,8 @@ def measure_sweep(
             result is the clean outcome, exactly.
         engine: the library that runs it.
         seed: of everything random in the attack.
-        batch_size: images attacked at once; the result does not depend on it, unless the model's forward is random.
+        batch_size: images attacked at once, halved when memory runs out; chosen to fit it when None
+            (:mod:`robustfdd.batching`). The result does not depend on it, unless the model's forward is random.
         advance: called with the cost of what is done, in input gradients, for a progress bar.
         protocol: ``"paper"``: what the attack returns, each radius by itself. ``"strong"``: of all that it asks the
             model about, the image of the largest margin, from several starts (:func:`n_starts`); what is broken at one
@@ -443,23 +448,50 @@ def measure_sweep(
     if source is not None:
         check_classifier(source, to_pixels(clean.images[:32]), clean.n_classes)
     crafted_on = prepared if prepared is not None else prepare(source or model, to_pixels(clean.images[:32]))
-    with frozen(model), frozen(crafted_on):
-        sweep = _Sweep(
-            model,
-            clean,
-            attack,
-            [threat for threat in threats if threat.eps > 0],
-            engine=engine,
-            seed=seed,
-            batch_size=batch_size,
-            advance=advance or (lambda _: None),
-            strong=protocol == "strong",
-            crafted_on=crafted_on,
-            eot_samples=clean.eot_samples if source is None else 0,
-            starts=n_starts(attack, protocol),
-        )
-        attacked = sweep.run()
+    radii = [threat for threat in threats if threat.eps > 0]
+
+    def run(size: int) -> list[Measurement]:
+        with frozen(model), frozen(crafted_on):
+            return _Sweep(
+                model,
+                clean,
+                attack,
+                radii,
+                engine=engine,
+                seed=seed,
+                batch_size=size,
+                advance=advance or (lambda _: None),
+                strong=protocol == "strong",
+                crafted_on=crafted_on,
+                eot_samples=clean.eot_samples if source is None else 0,
+                starts=n_starts(attack, protocol),
+            ).run()
+
+    attacked = _fitting(batch_size, crafted_on, to_pixels(clean.images[:1]), attack, clean.eot_samples > 0, run)
     return [*(_untouched(clean) for threat in threats if threat.eps == 0), *attacked]
+
+
+def _fitting(
+    batch_size: int | BatchSize | None,
+    model: nn.Module,
+    x: Tensor,
+    attack: AttackSpec,
+    random: bool,
+    run: Callable[[int], T],
+) -> T:
+    """What ``run`` returns for a batch size that fits; ``x`` is an image or more, ``random`` of the model's forward.
+
+    Raises:
+        UnitError: memory runs out for the smallest there can be.
+    """
+    sizes = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
+    sizes.choose(model, x, random=random)
+    fixed = ""
+    if attack.call_size is not None:
+        fixed = f"{attack.call_size} images at a time, which {attack.name} takes whatever the batch size"
+    elif random:
+        fixed = "a model that is random in evaluation, whose result depends on the batch size; choose a smaller one"
+    return sizes.fitting(run, fixed=fixed)
 
 
 @dataclass
@@ -580,7 +612,7 @@ def measure_minimum_norm(
     *,
     engine: Engine,
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | BatchSize | None = None,
     advance: Callable[[float], None] | None = None,
     prepared: nn.Module | None = None,
 ) -> list[Measurement]:
@@ -607,6 +639,26 @@ def measure_minimum_norm(
         EngineError: the attack left the box, or returned what is no image. There is no result then.
         ModelContractError: the model returned NaN for a perturbed image.
     """
+    crafted_on = prepared if prepared is not None else prepare(model, to_pixels(clean.images[:32]))
+
+    def run(size: int) -> list[Measurement]:
+        return _nearest(model, crafted_on, clean, attack, threats, engine, seed, size, advance)
+
+    return _fitting(batch_size, crafted_on, to_pixels(clean.images[:1]), attack, clean.eot_samples > 0, run)
+
+
+def _nearest(
+    model: nn.Module,
+    crafted_on: nn.Module,
+    clean: CleanOutcome,
+    attack: AttackSpec,
+    threats: Sequence[Threat],
+    engine: Engine,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[float], None] | None,
+) -> list[Measurement]:
+    """The one run of :func:`measure_minimum_norm`, with a batch size that is known."""
     started = time.perf_counter()
     outcomes = _Outcomes(model, clean, seed, batch_size)
     attacked = clean.correct.nonzero().squeeze(1)
@@ -616,7 +668,6 @@ def measure_minimum_norm(
     first = next((k for k, threat in enumerate(threats) if threat.eps > 0), None)
     if first is not None:
         norm = threats[first].norm
-        crafted_on = prepared if prepared is not None else prepare(model, to_pixels(clean.images[:32]))
         with frozen(model), frozen(crafted_on):
             perturb = _attacker(
                 crafted_on,
@@ -673,7 +724,7 @@ def attack(
     *,
     engine: str = "foolbox",
     seed: int = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     eot_samples: int = 0,
     source: nn.Module | None = None,
 ) -> Tensor:
@@ -690,7 +741,8 @@ def attack(
         threat: norm and radius, in pixel units.
         engine: ``"foolbox"``, ``"art"`` or ``"native"``.
         seed: of everything random in the attack.
-        batch_size: images attacked at once; the result does not depend on it, unless the model's forward is random.
+        batch_size: images attacked at once; chosen to fit memory when None (:mod:`robustfdd.batching`). The result
+            does not depend on it, unless the model's forward is random.
         eot_samples: for a model whose forward is random in evaluation, and only for such a one: passes that are
             averaged for one gradient, from 1.
         source: another classifier, deterministic in evaluation, on which the perturbed images are crafted, on the
@@ -718,29 +770,34 @@ def attack(
     if threat.eps == 0:
         return x.clone()
     nearest = spec.kind == "minimum-norm"
-    image_shape, size = tuple(x.shape[1:]), spec.call_size or batch_size
+    image_shape = tuple(x.shape[1:])
     crafted_on = prepare(source or model, x[:32].to(device_of(model)))
-    randomness = GlobalRandomness(seed + _PREDICTION_SEED)
-    out = torch.empty_like(x)
-    with frozen(model), frozen(crafted_on):
-        perturb = _attacker(
-            crafted_on,
-            spec,
-            whole_box(threat.norm, image_shape) if nearest else threat,
-            runner,
-            n_classes=n_classes,
-            image_shape=image_shape,
-            batch_size=size,
-            seed=seed,
-            eot_samples=eot_samples if source is None else 0,
-        )
-        for part in batches(len(x), size):
-            images, labels = x[part].to(device_of(model)), y[part].to(device_of(model)).long()
-            x_adv = perturb(images, labels)
-            if nearest:
-                with randomness:
-                    right, wrong = predict(model, images) == labels, predict(model, x_adv) != labels
-                found = right & wrong & threat.within(images, x_adv)
-                x_adv = torch.where(found[:, None, None, None], x_adv, images)
-            out[part] = x_adv.to(x)
-    return out
+    device = device_of(model)
+
+    def perturbed(batch_size: int) -> Tensor:
+        size, randomness = spec.call_size or batch_size, GlobalRandomness(seed + _PREDICTION_SEED)
+        out = torch.empty_like(x)
+        with frozen(model), frozen(crafted_on):
+            perturb = _attacker(
+                crafted_on,
+                spec,
+                whole_box(threat.norm, image_shape) if nearest else threat,
+                runner,
+                n_classes=n_classes,
+                image_shape=image_shape,
+                batch_size=size,
+                seed=seed,
+                eot_samples=eot_samples if source is None else 0,
+            )
+            for part in batches(len(x), size):
+                images, labels = x[part].to(device), y[part].to(device).long()
+                x_adv = perturb(images, labels)
+                if nearest:
+                    with randomness:
+                        right, wrong = predict(model, images) == labels, predict(model, x_adv) != labels
+                    found = right & wrong & threat.within(images, x_adv)
+                    x_adv = torch.where(found[:, None, None, None], x_adv, images)
+                out[part] = x_adv.to(x)
+        return out
+
+    return _fitting(batch_size, crafted_on, x[:1].to(device), spec, eot_samples > 0, perturbed)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from robustfdd import provenance, records
+from robustfdd.batching import FIXED, BatchSize
 from robustfdd.classifier import frozen, tensor_digest, weights_digest
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices, to_pixels
@@ -152,7 +153,7 @@ class TestSet:
         index = test_indices(dataset.test.labels, len(dataset.test.labels) if n is None else n, seed=0)
         return cls(dataset, index.cpu().numpy())
 
-    def clean(self, model: nn.Module, batch_size: int, eot_samples: int = 0) -> CleanOutcome:
+    def clean(self, model: nn.Module, batch_size: int = FIXED, eot_samples: int = 0) -> CleanOutcome:
         """What the model says of them before any attack; see :func:`robustfdd.measure.clean_outcome`."""
         index = torch.from_numpy(self.index).to(self.dataset.test.labels.device)
         return clean_outcome(
@@ -214,7 +215,7 @@ def attack_cells(
     test: TestSet,
     *,
     attack_seed: int,
-    batch_size: int,
+    batch_size: int | BatchSize | None,
     display: Display,
     source: nn.Module | None = None,
     prepared: nn.Module | None = None,
@@ -294,7 +295,7 @@ def attack_model(
     test: TestSet,
     *,
     attack_seed: int,
-    batch_size: int,
+    batch_size: int | None,
     display: Display,
     source: Source | None = None,
     compile: bool = False,
@@ -307,6 +308,7 @@ def attack_model(
     failures = []
     clean: CleanOutcome | None = None
     sibling: nn.Module | None = None
+    sizes = BatchSize(batch_size)  # one for all units, so that what one finds out the next one knows
     prepared: dict[tuple[nn.Module, Precision], nn.Module] = {}
     for unit in units:
         path = run / "results" / f"{unit.name}.parquet"
@@ -328,7 +330,7 @@ def attack_model(
             if unit.source and source and sibling is None:
                 sibling = source.load()
             if clean is None:
-                clean = test.clean(model, batch_size, subject.eot_samples)
+                clean = test.clean(model, batch_size or FIXED, subject.eot_samples)
             crafted_on = sibling if unit.source and sibling else model
             copy_of = (crafted_on, unit.precision)
             if copy_of not in prepared:
@@ -341,7 +343,7 @@ def attack_model(
                 subject,
                 test,
                 attack_seed=attack_seed,
-                batch_size=batch_size,
+                batch_size=sizes,
                 display=display,
                 source=sibling if unit.source else None,
                 prepared=prepared[copy_of],

@@ -20,7 +20,7 @@ LAYERS = [
     {"classifier", "provenance"},
     {"ascent"},
     {"adversarial_training", "iterates", "square"},
-    {"models", "engines", "preparation"},
+    {"models", "engines", "preparation", "batching"},
     {"training", "measure"},
     {"units"},
     {"manifest"},

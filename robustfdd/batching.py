@@ -1,0 +1,178 @@
+"""How many images are attacked at once: chosen to fit memory, and halved when it runs out all the same.
+
+No result depends on it, so it may be chosen by what a machine has. A model whose forward is random draws for a whole
+batch, so its results do depend on it; for such a one the size is fixed and memory that runs out is an error.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustfdd.classifier import frozen
+from robustfdd.errors import UnitError
+from robustfdd.randomness import GlobalRandomness
+
+T = TypeVar("T")
+
+#: The most that is chosen. On a CPU, larger batches leave the caches and are slower; on a GPU, larger ones than this
+#: keep it no busier.
+LARGEST = {"cpu": 64, "cuda": 1024}
+#: For a model whose forward is random, whatever the machine.
+FIXED = 128
+#: Memory for an input gradient, in bytes that autograd keeps for it: besides those, the gradients on their way back,
+#: the workspaces of convolutions and the fragments of an allocator.
+OVERHEAD = 3.0
+#: Share of the free memory that is planned with.
+SHARE = 0.5
+#: What is taken to be free where the system does not say.
+UNKNOWN = 2**31
+
+#: Words by which torch and the libraries below it say that memory ran out, where they raise a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+)
+
+
+class BatchSize:
+    """How many images are attacked at once, over all attacks on one model.
+
+    Args:
+        given: from the user; chosen by :meth:`choose` when None.
+    """
+
+    def __init__(self, given: int | None = None) -> None:
+        self._size = given
+
+    def choose(self, model: nn.Module, x: Tensor, *, random: bool = False) -> int:
+        """Decide, if that was not done yet, by what an input gradient of the model takes.
+
+        Args:
+            model: what is asked for gradients.
+            x: one image or more, shape (N, C, H, W), on the model's device.
+            random: whether the model's forward is random in evaluation.
+
+        Returns:
+            A power of two, at most :data:`LARGEST`, or what was given or decided before.
+        """
+        if self._size is None:
+            if random:
+                self._size = FIXED
+            else:
+                most = SHARE * free_memory(x.device) / max(OVERHEAD * gradient_bytes(model, x[:1]), 1.0)
+                self._size = _power_of_two(min(most, LARGEST.get(x.device.type, LARGEST["cpu"])))
+        return self._size
+
+    def fitting(self, call: Callable[[int], T], *, fixed: str = "") -> T:
+        """What ``call`` returns for the size, halved as often as memory runs out.
+
+        Args:
+            call: takes a size. It is called again from its beginning, so what it draws at random is drawn again.
+            fixed: why the size may not change, for the message; it may when empty.
+
+        Raises:
+            UnitError: memory runs out for a single image, or for a size that is fixed.
+        """
+        assert self._size is not None
+        while True:
+            try:
+                return call(self._size)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if fixed or self._size == 1:
+                    reason = fixed or "a single image at a time"
+                    raise UnitError(f"out of memory, with {reason}: {str(error).splitlines()[0]}") from None
+            self._size //= 2
+            # Outside the handler, whose traceback holds the tensors of all frames.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _power_of_two(most: float) -> int:
+    return 1 << max(int(most), 1).bit_length() - 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whatever device and by whatever library."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def gradient_bytes(model: nn.Module, x: Tensor) -> int:
+    """Bytes that autograd keeps between the passes of an input gradient of a frozen model, its own tensors left out.
+
+    Args:
+        model: any classifier.
+        x: images, shape (N, C, H, W), on the model's device.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    # Kept alive, so that no address is counted for two of them.
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with (
+        frozen(model),
+        GlobalRandomness(0),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        model(x.clone().requires_grad_())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on a device now, as far as the system says."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        # What the allocator of torch keeps for itself is free too.
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min([*_available(Path("/proc/meminfo")), *_cgroup_room(Path("/sys/fs/cgroup"))], default=_physical())
+
+
+def _available(meminfo: Path) -> list[int]:
+    """What Linux estimates can be allocated without swapping."""
+    try:
+        lines = meminfo.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return []
+    return [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+
+
+def _cgroup_room(root: Path) -> list[int]:
+    """What the limits of a container leave, of cgroups of version 2 and 1."""
+    room = []
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            room.append(int((root / limit).read_text()) - int((root / used).read_text()))
+        except (OSError, ValueError):  # no such limit, or "max"
+            continue
+    return [max(bytes_, 0) for bytes_ in room]
+
+
+def _physical() -> int:
+    """Half of the machine's memory where the system tells that much."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return UNKNOWN
