@@ -38,7 +38,7 @@ class Hungry(nn.Module):
 
 
 def test_what_a_gradient_takes_by_hand() -> None:
-    """A linear layer keeps nothing of its input, as its weight needs no gradient; a tanh its result, a square its input."""
+    """A linear layer keeps nothing, as its weight needs no gradient; a tanh keeps its result, a square its input."""
 
     class Squared(nn.Module):
         def __init__(self) -> None:
