@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import torch
@@ -41,6 +41,7 @@ _OUT_OF_MEMORY = (
     "cannot allocate memory",
     "not enough memory",
     "alloc_failed",
+    "allocation_failed",  # as cuDNN 9 spells it
 )
 
 
@@ -90,14 +91,16 @@ class BatchSize:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                if fixed or self._size == 1:
-                    reason = fixed or "a single image at a time"
-                    raise UnitError(f"out of memory, with {reason}: {str(error).splitlines()[0]}") from None
-            self._size //= 2
-            # Outside the handler, whose traceback holds the tensors of all frames.
+                # Python's own MemoryError says nothing.
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # Outside the handler, whose traceback holds the tensors of all frames; an error raised inside would too.
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+            if fixed or self._size == 1:
+                reason = fixed or "a single image at a time"
+                raise UnitError(f"out of memory, with {reason}: {said}")
+            self._size //= 2
 
 
 def _power_of_two(most: float) -> int:
@@ -120,12 +123,14 @@ def gradient_bytes(model: nn.Module, x: Tensor) -> int:
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     # Kept alive, so that no address is counted for two of them.
-    kept: dict[int, Tensor] = {}
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        # Without its history: a result that its own graph keeps would hold the graph, and neither were ever freed.
+        return tensor.detach()
 
     with (
         frozen(model),
@@ -135,7 +140,7 @@ def gradient_bytes(model: nn.Module, x: Tensor) -> int:
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
         model(x.clone().requires_grad_())
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return sum(storage.nbytes() for storage in kept.values())
 
 
 def free_memory(device: torch.device) -> int:
@@ -144,7 +149,8 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         # What the allocator of torch keeps for itself is free too.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min([*_available(Path("/proc/meminfo")), *_cgroup_room(Path("/sys/fs/cgroup"))], default=_physical())
+    room = _cgroup_room(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))
+    return min([*_available(Path("/proc/meminfo")), *room], default=_physical())
 
 
 def _available(meminfo: Path) -> list[int]:
@@ -156,18 +162,44 @@ def _available(meminfo: Path) -> list[int]:
     return [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
 
 
-def _cgroup_room(root: Path) -> list[int]:
-    """What the limits of a container leave, of cgroups of version 2 and 1."""
+def _cgroup_room(root: Path, membership: Path) -> list[int]:
+    """What the limits of a container or a cluster's job leave, of cgroups of version 2 and 1.
+
+    Args:
+        root: where the hierarchies are mounted.
+        membership: says which group the process is in; the limits of all groups above hold too. In a container the
+            path may be the host's and lead nowhere, and the top is the container's own group.
+    """
+    groups = {"": "/", "memory": "/"}  # by controller; version 2 names none
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        groups.update((controller, path) for controller in controllers.split(",") if controller in groups)
     room = []
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for top, path, limit, used, total in (
+        (root, groups[""], "memory.max", "memory.current", ""),
+        (root / "memory", groups["memory"], "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        try:
-            room.append(int((root / limit).read_text()) - int((root / used).read_text()))
-        except (OSError, ValueError):  # no such limit, or "max"
-            continue
-    return [max(bytes_, 0) for bytes_ in room]
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (top / group, *(top / above for above in group.parents)):
+            try:
+                left = int((folder / limit).read_text()) - int((folder / used).read_text())
+            except (OSError, ValueError):  # no such limit, or "max"
+                continue
+            room.append(max(left + _cached(folder / "memory.stat", total), 0))
+    return room
+
+
+def _cached(stat: Path, total: str) -> int:
+    """Bytes of files that a cgroup keeps in memory: counted as used, and given up when memory is asked for."""
+    try:
+        fields = dict(line.split() for line in stat.read_text().splitlines())
+    except OSError:
+        return 0
+    return sum(int(fields.get(f"{total}{list_}_file", 0)) for list_ in ("active", "inactive"))
 
 
 def _physical() -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import TinyNet
@@ -61,6 +64,21 @@ def test_what_a_gradient_takes_is_in_proportion_to_the_images(tiny_net: TinyNet)
     assert six == pytest.approx(6 * one, rel=0.01)
 
 
+def test_counting_keeps_nothing() -> None:
+    """A tanh keeps its own result, which knows the tanh: a circle that would outlive the count."""
+    results = []
+
+    class Remembered(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result = torch.tanh(x)
+            results.append(weakref.ref(result))
+            return result.flatten(1)
+
+    x = torch.rand(2, 1, 4, 4)
+    assert gradient_bytes(Remembered(), x) == x.numel() * 4
+    assert results[0]() is None
+
+
 @pytest.mark.parametrize("images_that_fit", [0.2, 1, 3, 4, 37, 63, 64, 1e9])
 def test_the_largest_power_of_two_that_fits(
     images_that_fit: float, tiny_net: TinyNet, monkeypatch: pytest.MonkeyPatch
@@ -93,16 +111,52 @@ def test_free_memory_as_linux_tells_it(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:    3000 kB\n")
     assert batching._available(tmp_path / "meminfo") == [3000 * 1024]
     assert batching._available(tmp_path / "missing") == []
-    assert batching._cgroup_room(tmp_path) == []
+
+
+def test_room_that_a_container_leaves(tmp_path: Path) -> None:
+    nowhere = tmp_path / "missing"
+    assert batching._cgroup_room(tmp_path, nowhere) == []
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("100\n")
-    assert batching._cgroup_room(tmp_path) == []
+    assert batching._cgroup_room(tmp_path, nowhere) == []
     (tmp_path / "memory.max").write_text("1000\n")
-    assert batching._cgroup_room(tmp_path) == [900]
+    assert batching._cgroup_room(tmp_path, nowhere) == [900]
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory" / "memory.limit_in_bytes").write_text("50\n")
     (tmp_path / "memory" / "memory.usage_in_bytes").write_text("60\n")
-    assert batching._cgroup_room(tmp_path) == [900, 0]
+    assert batching._cgroup_room(tmp_path, nowhere) == [900, 0]
+
+
+@pytest.mark.parametrize(
+    ("membership", "top", "limit", "used", "total"),
+    [
+        ("0::/slurm/job_7\n", "", "memory.max", "memory.current", ""),
+        (
+            "9:name=systemd:/\n4:cpuacct,memory:/slurm/job_7\n0::/\n",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_room_that_a_job_of_a_cluster_leaves(
+    membership: str, top: str, limit: str, used: str, total: str, tmp_path: Path
+) -> None:
+    """Limits of the own group and of one above it, none at the top; files kept in memory are not in the way."""
+    (tmp_path / "membership").write_text(membership)
+    for group, bytes_limit, bytes_used in (("slurm", 5000, 3000), ("slurm/job_7", 1000, 990)):
+        folder = tmp_path / top / group
+        folder.mkdir(parents=True)
+        (folder / limit).write_text(f"{bytes_limit}\n")
+        (folder / used).write_text(f"{bytes_used}\n")
+    stat = f"anon 40\nfile 950\n{total}inactive_file 600\n{total}active_file 300\n"
+    (tmp_path / top / "slurm/job_7/memory.stat").write_text(stat)
+    assert sorted(batching._cgroup_room(tmp_path, tmp_path / "membership")) == [910, 2000]
+    # Another group's limit is not the process's.
+    (tmp_path / "membership").write_text(membership.replace("job_7", "job_8"))
+    assert batching._cgroup_room(tmp_path, tmp_path / "membership") == [2000]
 
 
 def test_free_memory_of_a_gpu_counts_what_torch_keeps_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +178,11 @@ def test_there_is_memory_on_this_machine() -> None:
         (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
         (RuntimeError("CUDA error: out of memory"), True),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."), True),
+        (RuntimeError("unable to mmap 100 bytes from file: Cannot allocate memory (12)"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"), False),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
             True,
@@ -149,6 +208,34 @@ def test_halved_until_it_fits_and_remembered() -> None:
     assert asked == [48, 24, 12, 6]
     assert sizes.fitting(call) == "done"
     assert asked[4:] == [6]
+
+
+@pytest.mark.parametrize("allocate", [torch.empty, np.empty])
+def test_memory_that_really_runs_out(allocate: Callable[..., object]) -> None:
+    """More than any address space has, so that it fails on every machine, in the words of whoever allocates."""
+
+    def call(size: int) -> int:
+        allocate(2**60 if size > 4 else 1, dtype=torch.uint8 if allocate is torch.empty else np.uint8)
+        return size
+
+    assert BatchSize(16).fitting(call) == 4
+
+
+def test_what_ran_out_is_let_go_of() -> None:
+    """Neither the next try nor who handles the error has the tensors of the failed one in the way."""
+    held: list[weakref.ref[Tensor]] = []
+
+    def never(size: int) -> None:
+        assert all(tensor() is None for tensor in held)
+        tensor = torch.rand(size)
+        held.append(weakref.ref(tensor))
+        raise MemoryError
+
+    with pytest.raises(UnitError, match=r"with a single image at a time: MemoryError$") as caught:
+        BatchSize(4).fitting(never)
+    assert len(held) == 3
+    assert held[-1]() is None
+    assert caught.value.__context__ is None
 
 
 def test_what_cannot_be_halved_is_an_error() -> None:
