@@ -490,7 +490,7 @@ def _fitting(
     if attack.call_size is not None:
         fixed = f"{attack.call_size} images at a time, which {attack.name} takes whatever the batch size"
     elif random:
-        fixed = "a model that is random in evaluation, whose result depends on the batch size; choose a smaller --batch-size"
+        fixed = "a model that is random in evaluation, whose result depends on it; choose a smaller --batch-size"
     return sizes.fitting(run, fixed=fixed)
 
 
