@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
 from robustfdd.errors import TrainingError
 from robustfdd.models import Checkpoint, ResNet18, check_same_data, load_model, read_checkpoint, save_model
+from robustfdd.preparation import check_compiler
 from robustfdd.provenance import versions
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import check_writable, read_json, write_json
@@ -52,8 +53,18 @@ def _scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, n_steps: int) -
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
+def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
+    """A wrapper of the model that runs it through ``torch.compile``; parameters and buffers are the model's own."""
+    check_compiler(device)
+    # torch keeps a few graphs for one piece of code and runs it uncompiled beyond those; a study trains many models.
+    torch.compiler.reset()
+    # Random numbers come from torch's generators, as without compilation: the same seed, the same masks.
+    return cast("nn.Module", torch.compile(model, dynamic=False, options={"fallback_random": True}))
+
+
 def _one_epoch(
     model: nn.Module,
+    quick: nn.Module,
     split: Split,
     recipe: Recipe,
     optimizer: torch.optim.Optimizer,
@@ -62,7 +73,11 @@ def _one_epoch(
     epoch: int,
     advance: Callable[[int], None] | None,
 ) -> tuple[float, float]:
-    """One pass over the split, the ``epoch``-th from 0; the mean loss and the accuracy on it."""
+    """One pass over the split, the ``epoch``-th from 0; the mean loss and the accuracy on it.
+
+    ``quick`` is what whole batches go through, the model or its compiled wrapper; a last, smaller batch goes through
+    the model, lest it be compiled for anew.
+    """
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     images, labels = split.images, split.labels
     # Summed on the device, read once an epoch: reading every step would make the host wait for the device.
@@ -77,10 +92,11 @@ def _one_epoch(
         y = labels[index]
         for layer in layers:
             layer.progress = (epoch + seen / len(labels)) / recipe.epochs
+        network = quick if len(index) == min(recipe.batch_size, len(labels)) else model
         if recipe.adversarial:
-            x = craft(model, x, y, recipe, generator)
+            x = craft(network, x, y, recipe, generator)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits: Tensor = model(x.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = network(x.contiguous(memory_format=torch.channels_last))
         logits = logits.float()
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad(set_to_none=True)
@@ -102,6 +118,7 @@ def fit(
     *,
     seed: int,
     advance: Callable[[int], None] | None = None,
+    compile: bool = False,
 ) -> list[Epoch]:
     """Train any classifier in place.
 
@@ -112,12 +129,16 @@ def fit(
         seed: of the order, the augmentation, the random starts of adversarial training and the dropout masks. The
             global random state is left as it was.
         advance: called with the number of images of each step, for a progress bar.
+        compile: whether to run whole batches through ``torch.compile``: for long trainings on a GPU, as the first step
+            takes up to minutes. Rounding differs and nothing else: one seed gives the same random numbers. What torch
+            has compiled before in this process is forgotten, and compiled again where it is used again.
 
     Returns:
         One entry an epoch.
 
     Raises:
         TrainingError: the loss is no longer finite.
+        ConfigurationError: ``compile`` without what it needs.
     """
     if len(split.labels) < 2:
         raise TrainingError("training needs at least two images")
@@ -128,12 +149,15 @@ def fit(
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        # The same arithmetic as parameter by parameter, in fewer calls; torch's default on a GPU only.
+        foreach=True,
     )
     n, size = len(split.labels), recipe.batch_size
     steps_per_epoch = n // size + (n % size >= 2)
     scheduler = _scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch)
     generator = torch.Generator(device).manual_seed(seed)
     history: list[Epoch] = []
+    quick = _compiled(model, device) if compile else model
     with (
         GlobalRandomness(seed),  # of the dropout masks
         # One seed must give the same weights twice, so cuDNN may not choose algorithms by timing them.
@@ -142,7 +166,9 @@ def fit(
         model.train()
         for epoch in range(1, recipe.epochs + 1):
             started = time.perf_counter()
-            loss, accuracy = _one_epoch(model, split, recipe, optimizer, scheduler, generator, epoch - 1, advance)
+            loss, accuracy = _one_epoch(
+                model, quick, split, recipe, optimizer, scheduler, generator, epoch - 1, advance
+            )
             if not loss < float("inf"):
                 raise TrainingError(
                     f"the loss is {loss} after epoch {epoch}; lower recipe.learning_rate ({recipe.learning_rate:g})"
@@ -162,6 +188,7 @@ def train(
     out: str | Path,
     label: str | None = None,
     advance: Callable[[int], None] | None = None,
+    compile: bool = False,
 ) -> Checkpoint:
     """Train a model and write its checkpoint, with how it was trained beside it.
 
@@ -174,10 +201,12 @@ def train(
         out: the checkpoint, ending in ``.safetensors``; ``.json`` of the same name tells its history.
         label: what reports call the method; the name of the dropout when None.
         advance: called with the number of images of each step, for a progress bar.
+        compile: see :func:`fit`; the checkpoint is that of the model itself.
 
     Raises:
         TrainingError: the loss is no longer finite; nothing is written.
         DatasetError: the model was built for other data.
+        ConfigurationError: ``compile`` without what it needs.
     """
     out = Path(out)
     if isinstance(model, ResNet18):
@@ -186,7 +215,7 @@ def train(
     check_writable(out)
     started = time.perf_counter()
     data = dataset.to(device_of(model))
-    history = fit(model, data.train, recipe, seed=seed, advance=advance)
+    history = fit(model, data.train, recipe, seed=seed, advance=advance, compile=compile)
     seconds = time.perf_counter() - started
     provenance = {
         "recipe": recipe.model_dump(),

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robustfdd.dropouts import FeatureDensityDropout, build_dropout, feature_density
+from robustfdd.dropouts import FeatureDensityDropout, build_dropout, density, feature_density
+from robustfdd.dropouts.density import axes_by_eigh, axes_by_squaring
 from robustfdd.errors import ConfigurationError
 
 Array = npt.NDArray[np.float64]
@@ -20,6 +21,16 @@ Array = npt.NDArray[np.float64]
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture(params=["eigh", "squaring"])
+def axes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Principal axes as the CPU finds them, and then as all other devices do."""
+    if request.param == "squaring":
+        monkeypatch.setattr(density, "axes_by_eigh", axes_by_squaring)
+
+
+BOTH_AXES = pytest.mark.usefixtures("axes")
 
 
 # --- the reference ---------------------------------------------------------------------------------------------------
@@ -88,6 +99,7 @@ def draw_sample(rng: np.random.Generator, kind: str, shape: tuple[int, ...], dty
     return sample.reshape(shape).astype(dtype)
 
 
+@BOTH_AXES
 def test_counts_equal_the_reference() -> None:
     seen: dict[type, list[bool]] = {np.float32: [], np.float64: []}
     several_cells = []
@@ -147,6 +159,7 @@ def test_counts_and_probabilities_worked_by_hand() -> None:
     torch.testing.assert_close(p, torch.tensor([[0.9, 0.9, 0.9, 0.1 + 0.8 / 3]]))
 
 
+@BOTH_AXES
 def test_cells_in_the_plane_worked_by_hand() -> None:
     # Maps of two positions, four times as wide along the first: the principal axes are the positions themselves.
     # On a grid of 2 x 2 cells, three maps share a corner, two share another and two are alone.
@@ -214,6 +227,7 @@ ROUTES = pytest.mark.parametrize(("c", "h", "w"), [(64, 4, 4), (512, 4, 4), (20,
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 
 
+@BOTH_AXES
 @DTYPES
 @ROUTES
 @pytest.mark.parametrize("value", [0.0, 0.1, -1234.5])
@@ -236,6 +250,7 @@ def test_features_that_differ_by_a_rounding_share_one_cell(dtype: torch.dtype, v
     assert feature_density(x, 1, 2).tolist() == [[10] * 10 + [22] * 22]
 
 
+@BOTH_AXES
 @DTYPES
 @ROUTES
 @pytest.mark.parametrize("offset", [0.0, 3.0])
@@ -251,6 +266,7 @@ def test_components_beyond_the_rank_are_not_cut_into_cells(
         torch.testing.assert_close(feature_density(x, k, 4), expected)
 
 
+@BOTH_AXES
 @pytest.mark.parametrize(("c", "h", "w"), [(64, 4, 4), (512, 4, 4), (20, 12, 12), (64, 14, 14)])
 def test_a_weak_component_above_the_rounding_is_cut_into_cells(c: int, h: int, w: int) -> None:
     first, second = torch.linalg.qr(draw(h * w, 2, dtype=torch.float64)).Q.T
@@ -263,6 +279,7 @@ def test_a_weak_component_above_the_rounding_is_cut_into_cells(c: int, h: int, w
     assert not torch.equal(counts, feature_density(x.float(), 1, 2))
 
 
+@BOTH_AXES
 def test_components_that_do_not_exist_count_as_without_range() -> None:
     x = draw(2, 30, 1, 1)
     torch.testing.assert_close(feature_density(x, 3, 5), feature_density(x.flatten(1), 1, 5))
@@ -276,6 +293,7 @@ def test_components_that_do_not_exist_count_as_without_range() -> None:
 GRIDS = pytest.mark.parametrize(("k", "n_bins"), [(1, 25), (2, 5), (3, 3)])
 
 
+@BOTH_AXES
 @GRIDS
 def test_a_sample_does_not_depend_on_its_batch(k: int, n_bins: int) -> None:
     x = draw(9, 40, 4, 4, dtype=torch.float64)
@@ -285,6 +303,7 @@ def test_a_sample_does_not_depend_on_its_batch(k: int, n_bins: int) -> None:
     torch.testing.assert_close(feature_density(x.flip(0), k, n_bins), together.flip(0))
 
 
+@BOTH_AXES
 @GRIDS
 def test_counts_follow_the_channels_and_ignore_everything_else_that_pca_ignores(k: int, n_bins: int) -> None:
     x = draw(4, 40, 4, 4, dtype=torch.float64)
@@ -298,6 +317,7 @@ def test_counts_follow_the_channels_and_ignore_everything_else_that_pca_ignores(
     torch.testing.assert_close(feature_density(x.flatten(2) @ rotation, k, n_bins), counts)
 
 
+@BOTH_AXES
 @GRIDS
 def test_both_ways_to_the_principal_axes_agree(k: int, n_bins: int) -> None:
     x = draw(4, 12, 3, 3, dtype=torch.float64)  # 9 positions: their covariance is the smaller
@@ -305,6 +325,7 @@ def test_both_ways_to_the_principal_axes_agree(k: int, n_bins: int) -> None:
     torch.testing.assert_close(feature_density(padded, k, n_bins), feature_density(x, k, n_bins))
 
 
+@BOTH_AXES
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_diverged_sample_disturbs_no_other(value: float) -> None:
     for k, x in ((1, draw(3, 20)), (2, draw(3, 20, 4, 4)), (3, draw(3, 8, 4, 4))):
@@ -328,6 +349,138 @@ def test_nothing_depends_on_the_values_on_the_host() -> None:
         x = torch.empty(shape, device="meta")
         assert feature_density(x, k, 5).shape == shape[:2]
         assert FeatureDensityDropout(k, 5, active="always", rescale="inverted").eval()(x).shape == shape
+
+
+# --- the axes --------------------------------------------------------------------------------------------------------
+
+SIZES = (2, 3, 16, 49, 128)
+#: Spectra with clear gaps between the first three, with ties, without some or all ranks; cut to the size.
+SPECTRA: dict[str, list[float]] = {
+    "geometric": [2.0**-i for i in range(128)],
+    "close": [1 - 1e-3, 1 - 2e-3, 1 - 3e-3, *[0.5] * 125],
+    "weak": [1.0, 1e-2, 1e-4, *[0.0] * 125],
+    "first two tie": [1.0, 1.0, 0.5, *[0.1] * 125],
+    "last two tie": [1.0, 0.5, 0.5, *[0.1] * 125],
+    "all tie": [1.0] * 128,
+    "rank one": [1.0, *[0.0] * 127],
+    "zero": [0.0] * 128,
+}
+
+
+def symmetric(spectrum: list[float], n: int, seed: int = 0) -> Tensor:
+    """Random matrices with these eigenvalues, shape (n, D, D), float64."""
+    size = len(spectrum)
+    vectors = torch.linalg.qr(draw(n, size, size, seed=seed, dtype=torch.float64)).Q
+    matrices = (vectors * torch.tensor(spectrum, dtype=torch.float64)) @ vectors.mT
+    return (matrices + matrices.mT) / 2
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-12), (torch.float32, 1e12), (torch.float64, 1.0)])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_squaring_finds_the_axes_of_eigh(name: str, size: int, dtype: torch.dtype, scale: float) -> None:
+    k = min(3, size)
+    spectrum = SPECTRA[name][:size]
+    matrices = (scale * symmetric(spectrum, 8)).to(dtype)
+    variances, found = axes_by_squaring(matrices, k)
+    assert (variances.dtype, variances.shape) == (dtype, (8, k))
+    assert (found.dtype, found.shape) == (dtype, (8, k, size))
+    # The errors that a backward stable method makes: of a variance eps, of an axis eps over the gap, in units of the
+    # largest variance, times a modest number.
+    rounding = 20 * torch.finfo(dtype).eps
+    expected, vectors = torch.linalg.eigh(matrices.double())
+    expected, vectors = expected.flip(1), vectors.flip(2).mT
+    assert ((variances - expected[:, :k]).abs() <= rounding * scale).all()
+    for r in range(k):
+        if expected[0, r] <= 1e-6 * scale:
+            continue  # of a variance that is rounding noise no axis is asked for
+        torch.testing.assert_close(torch.linalg.vector_norm(found[:, r], dim=1), torch.ones(8, dtype=dtype))
+        # An axis lies in the space of all eigenvectors whose variance is its own, where there are several.
+        own = [i for i, value in enumerate(spectrum) if value == spectrum[r]]
+        gap = min((abs(value - spectrum[r]) for value in spectrum if value != spectrum[r]), default=1.0)
+        outside = found[:, r].double() - ((vectors[:, own] @ found[:, r, :, None].double()).mT @ vectors[:, own])[:, 0]
+        assert torch.linalg.vector_norm(outside, dim=1).max() <= rounding / gap
+    kept = expected[0, :k] > 1e-6 * scale
+    angles = (found @ found.mT)[:, kept][:, :, kept]
+    torch.testing.assert_close(angles, torch.eye(len(angles[0]), dtype=dtype).expand_as(angles), atol=rounding, rtol=0)
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-4, 1e-5, 1e-6, 1e-7])
+def test_squaring_is_as_exact_as_eigh_where_two_variances_are_close(gap: float) -> None:
+    matrices = symmetric([1.0, 1 - gap, *[0.3] * 14], 200).float()
+    exact = torch.linalg.eigh(matrices.double()).eigenvectors[:, :, -2:].flip(2).mT
+    plane = torch.eye(16, dtype=torch.float64) - exact.mT @ exact
+    errors = []
+    for method in (axes_by_squaring, axes_by_eigh):
+        variances, found = method(matrices, 2)
+        found = found.gather(1, variances.argsort(1, descending=True).unsqueeze(2).expand(-1, -1, 16)).double()
+        # However small the gap is, the plane of the two is right.
+        assert torch.linalg.vector_norm(found @ plane, dim=2).max() < 1e-5
+        outside = found - (found * exact).sum(2, keepdim=True) * exact
+        errors.append(torch.linalg.vector_norm(outside, dim=2).mean())
+    assert errors[0] <= errors[1]
+
+
+def test_a_matrix_of_zeros_and_an_empty_batch_have_axes_of_no_variance() -> None:
+    for n in (0, 3):
+        variances, found = axes_by_squaring(torch.zeros(n, 5, 5), 2)
+        assert torch.equal(variances, torch.zeros(n, 2))
+        assert torch.equal(found, torch.zeros(n, 2, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_that_is_left_of_a_matrix_without_rank_has_axes_too(dtype: torch.dtype) -> None:
+    left, noise = draw(500, 20, 1, dtype=dtype), draw(500, 20, 20, seed=1, dtype=dtype)
+    # A product need not be symmetric to the last bit; of rank one, nothing but rounding is left after one axis.
+    matrices = left @ left.mT + torch.finfo(dtype).eps * (noise - noise.mT)
+    variances, found = axes_by_squaring(matrices, 3)
+    assert found.isfinite().all()
+    assert (variances[:, 1:].abs() <= 100 * torch.finfo(dtype).eps * variances[:, :1]).all()
+
+
+def test_both_axes_give_the_same_counts_on_maps_of_a_network() -> None:
+    # Positive, sparse and with one strong component, as after a ReLU, where gaps are clear.
+    maps = (draw(64, 128, 1, 1).abs() * draw(64, 1, 4, 4, seed=1).abs() + 0.5 * draw(64, 128, 4, 4, seed=2)).relu()
+    for k, n_bins in ((1, 25), (2, 5), (3, 3)):
+        by_eigh = feature_density(maps, k, n_bins)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(density, "axes_by_eigh", axes_by_squaring)
+            by_squaring = feature_density(maps, k, n_bins)
+        # A unit on the border of two cells, to rounding, takes some others with it.
+        assert (by_eigh == by_squaring).all(1).double().mean() > 0.9
+        assert (by_eigh == by_squaring).double().mean() > 0.99
+
+
+def test_only_the_cpu_asks_lapack_which_the_host_would_have_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(density, "axes_by_eigh", refuse)
+    assert feature_density(torch.empty((4, 8, 3, 3), device="meta"), 2, 5).shape == (4, 8)
+    with pytest.raises(AssertionError):
+        feature_density(draw(4, 8, 3, 3), 2, 5)
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@BOTH_AXES
+@GRIDS
+def test_the_layer_is_one_graph(k: int, n_bins: int) -> None:
+    layer = FeatureDensityDropout(k, n_bins, rescale="inverted")
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    x = draw(6, 40, 4, 4).abs() + 0.1
+    gradients, outputs = [], []
+    for call in (compiled, layer):
+        leaf = x.clone().requires_grad_()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            outputs.append(call(leaf))
+        gradients.append(torch.autograd.grad(outputs[-1].sum(), leaf)[0])
+    assert torch.equal(*outputs)
+    assert torch.equal(*gradients)
+    assert 0 < (outputs[0] == 0).double().mean() < 1
 
 
 # --- options ---------------------------------------------------------------------------------------------------------

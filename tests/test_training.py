@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from robustfdd import preparation
 from robustfdd.datasets.base import Dataset, Split
 from robustfdd.dropouts import Dropout
-from robustfdd.errors import CheckpointError, DatasetError, TrainingError
+from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, TrainingError
 from robustfdd.models import build_model, load_model
 from robustfdd.specs import Recipe
 from robustfdd.training import fit, train
@@ -240,3 +243,83 @@ def test_bfloat16_differs_from_single_precision_by_little(quarters: Dataset) -> 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="'fp32' or 'bf16'"):
         Recipe(epochs=1, precision="fp16")  # type: ignore[arg-type]  # the mistake that is tested
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+ADVERSARIAL: dict[str, Any] = {"attack": "pgd", "eps": 0.05, "steps": 2}
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """Every graph that is compiled; they run as they were traced, so that there is no rounding to tell them by."""
+    traced: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable[..., Any]:
+        traced.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda model, *, dynamic, options: real(model, dynamic=dynamic, backend=backend)
+    )
+    return traced
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+@pytest.mark.parametrize("name", ["guided", "fdd-3d"])
+def test_a_training_is_compiled_once(
+    quarters: Dataset, graphs: list[torch.fx.GraphModule], name: str, adversarial: bool
+) -> None:
+    """Not anew for a last smaller batch, nor when a rate changes; and nothing runs outside the graph."""
+    split = Split(quarters.train.images[:20], quarters.train.labels[:20])
+    recipe = Recipe(epochs=3, batch_size=8, adversarial=ADVERSARIAL if adversarial else None)
+    found = []
+    for compiled in (False, True):
+        model = build_model(quarters, name, width=1)
+        history = fit(model, split, recipe, seed=0, compile=compiled)
+        found.append(([epoch.loss for epoch in history], model.state_dict()))
+    # The attack has a graph of its own, of the model in evaluation mode.
+    assert len(graphs) == 1 + adversarial
+    (losses, weights), (compiled_losses, compiled_weights) = found
+    assert losses == compiled_losses
+    assert list(weights) == list(compiled_weights)
+    assert all(torch.equal(weights[key], compiled_weights[key]) for key in weights)
+
+
+def test_a_split_smaller_than_a_batch_is_compiled_too(quarters: Dataset, graphs: list[torch.fx.GraphModule]) -> None:
+    split = Split(quarters.train.images[:6], quarters.train.labels[:6])
+    fit(Logistic(64, 4), split, Recipe(epochs=2, batch_size=8), seed=0, compile=True)
+    assert len(graphs) == 1
+
+
+def test_without_a_compiler_nothing_is_trained(
+    quarters: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparation.shutil, "which", lambda name: None)
+    seen: list[int] = []
+    out = tmp_path / "m.safetensors"
+    with pytest.raises(ConfigurationError, match=r"torch\.compile needs a C\+\+ compiler"):
+        train(Logistic(64, 4), quarters, RECIPE, seed=0, out=out, advance=seen.append, compile=True)
+    assert seen == []
+    assert list(tmp_path.glob("m*")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "precision", "tolerance"), [("fdd-2d", "fp32", 1e-4), ("original", "bf16", 1e-2)])
+def test_compilation_changes_rounding_only(
+    quarters: Dataset, tmp_path: Path, name: str, precision: str, tolerance: float
+) -> None:
+    """The loss of the first step, which crops and mask decide, and of the second, which the gradients decide too."""
+    recipe = Recipe(epochs=2, batch_size=160, augmentation="crop-flip", precision=precision)
+    losses, names = {}, []
+    for run, seed, compiled in (("plain", 0, False), ("compiled", 0, True), ("other seed", 1, False)):
+        out = tmp_path / f"{run}.safetensors"
+        train(build_model(quarters, name, width=2), quarters, recipe, seed=seed, out=out, compile=compiled)
+        losses[run] = [epoch["loss"] for epoch in json.loads(out.with_suffix(".json").read_text())["epochs"]]
+        names.append(list(load_model(out).state_dict()))
+    assert losses["compiled"][0] == pytest.approx(losses["plain"][0], rel=tolerance)
+    assert losses["other seed"][0] != pytest.approx(losses["plain"][0], rel=tolerance)
+    # A unit that is 0 to rounding before a ReLU lets its gradient through or does not.
+    assert losses["compiled"][1] == pytest.approx(losses["plain"][1], rel=10 * tolerance)
+    assert names[0] == names[1]

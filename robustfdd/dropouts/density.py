@@ -27,6 +27,7 @@ What the paper leaves open, and what is done here:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -49,6 +50,8 @@ from robustfdd.errors import ConfigurationError
 #: A range of at most this many units in the last place of the largest point is rounding noise: each of the two
 #: extremes is rounded at least once on its way here, and the values that are compared were sums of rounded ones.
 RANGE_ULPS = 4
+# How often a matrix is squared between two divisions by its largest entry, which keep it from growing out of float32.
+_SQUARINGS_A_ROUND = 3
 # The types of device that know autocast, without which turning it off raises. Asked once and not in every call, as
 # torch.compile cannot trace the question in older versions.
 _AUTOCAST_DEVICES = frozenset(name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name))
@@ -71,7 +74,8 @@ def feature_density(x: Tensor, n_components: int, n_bins: int) -> Tensor:
       all the same. Here eps is that of the dtype of x, so that rounding to half precision is recognised too.
 
     Everything else is computed in float32, or in float64 if x is, autocast or not. The result carries no gradient. A
-    sample with values that are not finite has meaningless counts and disturbs no other sample.
+    sample with values that are not finite has meaningless counts and disturbs no other sample. The host does not wait
+    for the device, and ``torch.compile`` traces it in one graph.
 
     Args:
         x: features, shape (N, C), or feature maps, shape (N, C, H, W) or with any other number of spatial
@@ -99,10 +103,13 @@ def feature_density(x: Tensor, n_components: int, n_bins: int) -> Tensor:
     in_full = torch.autocast(device_type, enabled=False) if device_type in _AUTOCAST_DEVICES else nullcontext()
     with torch.no_grad(), in_full:
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        values = values.unsqueeze(2) if values.ndim == 2 else values.flatten(2)
-        points = values if x.ndim == 2 else principal_coordinates(values, n_components)
-        noise = RANGE_ULPS * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(values, dim=2).amax(1)
-        cells = _cell_indices(points, n_bins, noise)
+        if x.ndim == 2:
+            points, largest = values.unsqueeze(1), values.abs().amax(1)
+        else:
+            maps = values.flatten(2)
+            # Not torch.linalg.vector_norm, which on the CPU takes many times as long over so few positions.
+            points, largest = _coordinates(maps, n_components), maps.square().sum(2).amax(1).sqrt()
+        cells = _cell_indices(points, n_bins, RANGE_ULPS * torch.finfo(x.dtype).eps * largest)
         table = cells.new_zeros(cells.shape[0], n_bins**n_components)
         return table.scatter_add_(1, cells, torch.ones_like(cells)).gather(1, cells)
 
@@ -117,41 +124,119 @@ def principal_coordinates(maps: Tensor, n_components: int) -> Tensor:
     Returns:
         Shape (N, C, k'), k' = min(k, C, D), in no particular order; zero for components without variance.
     """
+    return _coordinates(maps, n_components).mT
+
+
+def _coordinates(maps: Tensor, n_components: int) -> Tensor:
+    """What :func:`principal_coordinates` returns, shape (N, k', C): a component in one piece of memory.
+
+    Work on it then runs along C, which is long, and not along k, which is short.
+    """
     n_channels, n_positions = maps.shape[1:]
     centred = maps - maps.mean(1, keepdim=True)
     by_position = n_positions <= n_channels
     scatter = centred.mT @ centred if by_position else centred @ centred.mT
     # eigh refuses the whole batch for one value that is not finite; a diverged sample must not hide the others.
-    variances, vectors = torch.linalg.eigh(scatter.nan_to_num(0.0, 0.0, 0.0))
+    scatter = scatter.nan_to_num(0.0, 0.0, 0.0)
+    # eigh asks the device whether it came to an end, for which the host would wait.
+    principal_axes = axes_by_eigh if maps.device.type == "cpu" else axes_by_squaring
+    variances, axes = principal_axes(scatter, min(n_components, n_channels, n_positions))
     rank_eps = max(n_channels, n_positions) * torch.finfo(maps.dtype).eps
-    variances, vectors = variances[:, -n_components:], vectors[:, :, -n_components:]
-    has_variance = (variances > rank_eps * variances[:, -1:]).unsqueeze(1)
+    has_variance = (variances > rank_eps * variances.amax(1, keepdim=True)).unsqueeze(2)
+    if by_position:
+        return torch.where(has_variance, axes, torch.zeros_like(axes)) @ centred.mT
     # The eigenvectors of the Gram matrix are the left singular vectors of the maps: coordinates but for their scale.
-    coordinates = centred @ vectors if by_position else vectors * variances.clamp_min(0).sqrt().unsqueeze(1)
-    return torch.where(has_variance, coordinates, torch.zeros_like(coordinates))
+    scaled = axes * variances.clamp_min(0).sqrt().unsqueeze(2)
+    return torch.where(has_variance, scaled, torch.zeros_like(scaled))
+
+
+def axes_by_eigh(scatter: Tensor, n_axes: int) -> tuple[Tensor, Tensor]:
+    """The eigenvectors of the largest eigenvalues of symmetric positive semidefinite matrices, by LAPACK.
+
+    Args:
+        scatter: finite, shape (N, D, D).
+        n_axes: number k of eigenvectors, at most D.
+
+    Returns:
+        The eigenvalues, shape (N, k), in no particular order, and eigenvectors of unit length, shape (N, k, D).
+    """
+    variances, vectors = torch.linalg.eigh(scatter)
+    return variances[:, -n_axes:], vectors[:, :, -n_axes:].mT
+
+
+def axes_by_squaring(scatter: Tensor, n_axes: int) -> tuple[Tensor, Tensor]:
+    """What :func:`axes_by_eigh` returns, in as many matrix products whatever the values are.
+
+    So nothing has to be read by the host on the way. The largest eigenvalue of a matrix that is squared again and
+    again outgrows all others, until every column is a multiple of its eigenvector: the power method (Golub & Van Loan,
+    Matrix Computations, section 8.2) at 2**s steps for s squarings. Then the axis is taken out of the matrix, and the
+    next one is found in what is left.
+
+    s squarings leave (1 - g)**(2**s) of the eigenvector of an eigenvalue that is smaller by a relative gap of g. s is
+    such that this is eps at g = 64 * eps. At gaps so small, rounding turns the axes of any method, by about eps / g
+    times a small number. The squarings add no more than that: what the j-th one rounds off is divided by a gap that
+    has grown to 2**j * g by then. Where the gap is smaller still, the axes are some of the space that both belong to,
+    which are as right; those of a matrix of zeros are zero.
+
+    Args:
+        scatter: finite, shape (N, D, D), D up to 2**15.
+        n_axes: number k of eigenvectors, at most D.
+
+    Returns:
+        The eigenvalues, shape (N, k), the largest first but for rounding, and the eigenvectors, shape (N, k, D).
+    """
+    size = scatter.shape[1]
+    limits = torch.finfo(scatter.dtype)
+    n_rounds = math.ceil(math.log2(-math.log(limits.eps) / (64 * limits.eps)) / _SQUARINGS_A_ROUND)
+    variances: list[Tensor] = []
+    axes: list[Tensor] = []
+    # Products need not be symmetric to the last bit; of what is left of rounding alone, that may be the larger part,
+    # and the square of an antisymmetric matrix has no eigenvalue above 0.
+    rest = (scatter + scatter.mT) / 2
+    for _ in range(n_axes):
+        # By their largest entry, eigenvalues lie in [0, D] and the largest is at least 1: in a round of squarings it
+        # neither vanishes nor reaches more than D**8. What is left over of rounding may be below 0 at first.
+        power = rest / rest.abs().amax((1, 2), keepdim=True).clamp_min(limits.tiny)
+        for _ in range(n_rounds):
+            power = torch.linalg.matrix_power(power, 2**_SQUARINGS_A_ROUND)
+            diagonal = power.flatten(1)[:, :: size + 1]
+            power = power / diagonal.amax(1).clamp_min(limits.tiny).view(-1, 1, 1)
+        # The column of the largest entry on the diagonal, which is the longest one.
+        column = power.flatten(1)[:, :: size + 1].argmax(1).view(-1, 1, 1)
+        axis = power.gather(2, column.expand(-1, size, 1))
+        for earlier in axes:
+            axis = axis - earlier * (earlier.mT @ axis)
+        axis = axis / torch.linalg.vector_norm(axis, dim=1, keepdim=True).clamp_min(limits.tiny)
+        image = rest @ axis
+        variance = axis.mT @ image
+        outer = axis @ (image - variance / 2 * axis).mT
+        rest = rest - (outer + outer.mT)  # (I - a a') R (I - a a')
+        variances.append(variance.view(-1, 1))
+        axes.append(axis)
+    return torch.cat(variances, 1), torch.cat(axes, 2).mT
 
 
 def _cell_indices(points: Tensor, n_bins: int, noise: Tensor) -> Tensor:
     """The cell of each point on a grid between the extremes of each sample, numbered through all dimensions.
 
     Args:
-        points: shape (N, C, k).
+        points: shape (N, k, C).
         n_bins: number of cells in each dimension.
         noise: ranges up to this one are none, shape (N,).
 
     Returns:
         Shape (N, C), int64.
     """
-    low, high = points.aminmax(dim=1, keepdim=True)
-    span = high - low
+    low = points.amin(2, keepdim=True)
+    span = points.amax(2, keepdim=True) - low
     # Divided by the width, as the paper has it, not multiplied by a reciprocal: values on a regular lattice, as of
     # counts or quantised features, then fall in the cells they should. A width of infinity puts all in cell 0.
     width = torch.where(span > noise.view(-1, 1, 1), span / n_bins, torch.full_like(span, torch.inf))
     # The lower bound only concerns NaN, of which the conversion to an integer is not defined.
-    indices = ((points - low) / width).long().clamp(0, n_bins - 1)
-    cells = indices[:, :, 0]
-    for r in range(1, points.shape[2]):
-        cells = cells * n_bins + indices[:, :, r]
+    indices = ((points - low) / width).int().clamp(0, n_bins - 1)
+    cells = indices[:, 0].long()
+    for r in range(1, points.shape[1]):
+        cells = cells * n_bins + indices[:, r]
     return cells
 
 

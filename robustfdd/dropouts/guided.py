@@ -65,6 +65,8 @@ class GuidedDropout(Dropout):
         ConfigurationError: an option is out of its range.
     """
 
+    _rate: Tensor
+
     def __init__(
         self,
         n_units: int,
@@ -85,6 +87,9 @@ class GuidedDropout(Dropout):
             check_count(option, count)
         check_choice("start", start, get_args(Start))
         self.rates = (p_first, p_second, p_third)
+        self._progress = 0.0
+        # What the rate is now, where torch.compile takes it for data: a number would be compiled into the graph.
+        self.register_buffer("_rate", torch.tensor(p_first, dtype=torch.float32), persistent=False)
         self.n_bins = n_bins
         self.start = start
         values = torch.ones(n_units)
@@ -93,9 +98,19 @@ class GuidedDropout(Dropout):
         self.strength = nn.Parameter(values)
 
     @property
+    def progress(self) -> float:
+        """See :class:`~robustfdd.dropouts.base.Dropout`."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
+        self._rate.fill_(self.rate)
+
+    @property
     def rate(self) -> float:
         """The probability to drop a unit of the active region now."""
-        return self.rates[min(int(3 * self.progress), 2)]
+        return self.rates[min(int(3 * self._progress), 2)]
 
     def active_region(self) -> Tensor:
         """Which units are in the active region; boolean, shape (C,)."""
@@ -117,7 +132,7 @@ class GuidedDropout(Dropout):
         Returns:
             Shape (N, C), float32.
         """
-        return (self.active_region().float() * self.rate).expand(x.shape[0], -1)
+        return (self.active_region().float() * self._rate).expand(x.shape[0], -1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply by the strengths, then drop.
