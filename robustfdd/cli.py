@@ -1,10 +1,14 @@
-"""The command line: ``robustfdd run | train | attack | audit | report | compare | list``."""
+"""The command line: ``robustfdd run | plan | status | train | attack | audit | report | compare | list``."""
 
 from __future__ import annotations
 
 import functools
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -21,13 +25,22 @@ from robustfdd.batching import FIXED
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError, RobustFDDError, UnitError
-from robustfdd.evaluation import evaluate, resolve_device, run_evaluation
+from robustfdd.errors import ConfigurationError, RobustFDDError, Terminated, UnitError
+from robustfdd.evaluation import (
+    done_already,
+    evaluate,
+    prepare_evaluation,
+    resolve_device,
+    run_evaluation,
+    seconds_per_pass,
+)
+from robustfdd.executors import Executor, Inline, Processes, Ray
 from robustfdd.foreign import load_factory
+from robustfdd.locking import exclusive
 from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.preparation import check_compiler
-from robustfdd.progress import Display
+from robustfdd.progress import Display, duration
 from robustfdd.report import audit_text, combine, disagreements, main_table_text, write_report
 from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
 from robustfdd.specs import (
@@ -42,6 +55,7 @@ from robustfdd.specs import (
     Recipe,
     pixel_eps,
 )
+from robustfdd.status import Status, read_status
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -84,6 +98,31 @@ BatchSize = Annotated[
     ),
 ]
 
+SetStudy = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study, e.g. recipe.epochs=5. Repeatable."),
+]
+Only = Annotated[
+    list[str] | None, typer.Option(metavar="METHOD", help="Run only this method of the study. Repeatable.")
+]
+
+
+@contextmanager
+def _ending_in_order() -> Iterator[None]:
+    """Have SIGTERM, by which schedulers end a job, stop the command as Ctrl-C does."""
+
+    def end(_number: int, _frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
 
 def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn mistakes of the user into one message and exit code 2, and an interruption into a hint how to go on."""
@@ -91,7 +130,8 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with _ending_in_order():
+                return command(*args, **kwargs)
         except RobustFDDError as error:
             err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
@@ -101,9 +141,9 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:  # a disk that is full, a place that cannot be written to
             err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
-            raise typer.Exit(130) from None
+            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
 
     return wrapped
 
@@ -131,15 +171,8 @@ def run(
         Path | None, typer.Option(help="The run directory. By default runs/STUDY.", show_default=False)
     ] = None,
     device: Device = "cpu",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="Change a value of the study, e.g. recipe.epochs=5. Repeatable."
-        ),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="METHOD", help="Run only this method of the study. Repeatable.")
-    ] = None,
+    set_: SetStudy = None,
+    only: Only = None,
     data_root: DataRoot = None,
     batch_size: BatchSize = None,
     compile: Compile = False,
@@ -149,8 +182,32 @@ def run(
     audit: Annotated[
         bool, typer.Option(help="Say of each model whether its robust accuracy can be believed, or leave it open.")
     ] = True,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Units computed at once, each in a process of its own; they share the device.")
+    ] = 1,
+    executor: Annotated[
+        Literal["inline", "processes", "ray"] | None,
+        typer.Option(
+            help="Where units are computed: in this process, in several (--jobs), or on Ray (pip install "
+            "'robustfdd[ray]'). By default what --jobs asks for.",
+            show_default=False,
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. By default the one that is there, or a new one "
+            "of this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus_per_unit: Annotated[
+        float | None,
+        typer.Option(help="With --executor ray: share of a GPU that a unit takes, e.g. 0.25. By default 1 with cuda."),
+    ] = None,
 ) -> None:
     """Run a study: train its models, attack them, audit them, write records and report."""
+    chosen = _executor(executor, jobs, address, gpus_per_unit, device)
     directory = run_evaluation(
         study,
         out=out,
@@ -161,13 +218,142 @@ def run(
         data_root=data_root,
         batch_size=batch_size,
         compile=compile,
+        executor=chosen,
+        audit=audit,
         console=err_console,
         command=command_line(),
     )
-    _analyse(directory, data_root, device)
-    if audit:
-        _audit_run(directory, data_root, device, batch_size or FIXED)
-    _conclude(directory)
+    with exclusive(directory):
+        _analyse(directory, data_root, device)
+        _conclude(directory, read_status(directory))
+
+
+def _executor(name: str | None, jobs: int, address: str | None, gpus_per_unit: float | None, device: str) -> Executor:
+    """The executor that the options of `robustfdd run` ask for."""
+    name = name or ("processes" if jobs > 1 else "inline")
+    if name != "ray" and (address is not None or gpus_per_unit is not None):
+        raise ConfigurationError("--address and --gpus-per-unit go with --executor ray")
+    if name != "processes" and jobs > 1:
+        raise ConfigurationError(f"--jobs {jobs}: goes with --executor processes; Ray runs what there is room for")
+    if name == "ray":
+        on_gpu = device.startswith("cuda")
+        if device not in ("cpu", "cuda"):
+            raise ConfigurationError(f"--device {device}: with --executor ray cpu or cuda; Ray chooses which GPU")
+        if gpus_per_unit and not on_gpu:
+            raise ConfigurationError("--gpus-per-unit goes with --device cuda")
+        return Ray(address, gpus_per_unit if gpus_per_unit is not None else float(on_gpu))
+    return Processes(jobs) if name == "processes" else Inline()
+
+
+@app.command("plan")
+@_reporting_errors
+def plan_(
+    study: Annotated[str, typer.Argument(help="A study of `robustfdd list`, or the path of a study file.")],
+    out: Annotated[
+        Path | None, typer.Option(help="A run directory of this study: what is done in it already.", show_default=False)
+    ] = None,
+    device: Device = "cpu",
+    set_: SetStudy = None,
+    only: Only = None,
+    data_root: DataRoot = None,
+    batch_size: BatchSize = None,
+    audit: Annotated[bool, typer.Option(help="Count the audits too.")] = True,
+) -> None:
+    """Show what a study would compute, unit by unit, and about how long that takes on this machine."""
+    if out is not None and not (out / "manifest.json").is_file():
+        raise ConfigurationError(f"--out {out}: no run directory (there is no manifest.json in it)")
+    prepared = prepare_evaluation(
+        study,
+        out=out,
+        device=device,
+        overrides=set_ or (),
+        only=only or (),
+        data_root=data_root,
+        batch_size=batch_size,
+        audit=audit,
+    )
+    done = done_already(prepared) if out is not None else set()
+    seconds = seconds_per_pass(prepared)
+    table = Table(title=prepared.job.study.title, title_justify="left", title_style="bold")
+    table.add_column("model")
+    table.add_column("unit")
+    for column in ("passes", "time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if out is not None:
+        table.add_column("state")
+    models = dict.fromkeys(task.model for task in prepared.tasks)
+    for model in models:
+        for task in (task for task in prepared.tasks if task.model == model):
+            what = f"{task.unit.attack.title} {task.unit.norm} {task.unit.engine}" if task.unit else task.kind
+            row = [model, what, _count(task.cost), duration(task.cost * seconds)]
+            table.add_row(*row, *([] if out is None else ["done" if task.name in done else "left"]))
+        table.add_section()
+    left = [task for task in prepared.tasks if task.name not in done]
+    for title, tasks in (("all", prepared.tasks), *([] if out is None else [("left", left)])):
+        cost = sum(task.cost for task in tasks)
+        table.add_row(title, f"{len(tasks)} units", _count(cost), duration(cost * seconds))
+    out_console.print(table)
+    out_console.print(
+        f"Passes are input gradients of one image. The time is an estimate for one unit after the other on "
+        f"{prepared.job.device}, from a few timed passes of a fresh network ({1e3 * seconds:.3g} ms an image).",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _count(passes: float) -> str:
+    """A number of passes: ``"870"``, ``"12.3 k"``, ``"4.6 M"``."""
+    for power, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if passes >= power:
+            return f"{passes / power:.1f}{unit}"
+    return f"{passes:.0f}"
+
+
+@app.command()
+@_reporting_errors
+def status(run: Annotated[Path, typer.Argument(help="A run directory; it may be in use.")]) -> None:
+    """Say how far a run is: what is done, running, failed and left."""
+    found = read_status(run)
+    _say_plainly(out_console, f"{run}: {_state_in_words(found)}")
+    table = Table()
+    columns = {"done": ("done",), "running": ("running",), "failed": ("failed",), "not run": ("blocked",)}
+    columns["left"] = ("left",)
+    table.add_column("units")
+    for name in columns:
+        table.add_column(name, justify="right")
+    kinds = {"train": "trainings", "attack": "attacks", "audit": "audits", "other": "others"}
+    for kind, title in kinds.items():
+        of_kind = [entry for entry in found.tasks if entry.kind == kind]
+        if of_kind:
+            counts = [str(sum(e.state in states for e in of_kind)) for states in columns.values()]
+            table.add_row(title, *counts)
+    out_console.print(table)
+    now = datetime.now(timezone.utc)
+    for entry in found.of("running"):
+        since = f" for {duration((now - entry.since).total_seconds())}" if entry.since else ""
+        share = f", {100 * entry.done_cost / entry.cost:.0f} %" if entry.done_cost and entry.cost else ""
+        _say_plainly(out_console, f"running: {entry.name} on {entry.worker}{since}{share}")
+    for entry in found.of("failed"):
+        _say_plainly(out_console, f"failed: {entry.name}: {entry.reason}")
+    for entry in found.of("blocked"):
+        _say_plainly(out_console, f"not run: {entry.name}: {entry.reason}")
+    if found.seconds_left is not None and found.of("left", "running"):
+        _say_plainly(out_console, f"about {duration(found.seconds_left)} left")
+
+
+def _state_in_words(found: Status) -> str:
+    if found.held:
+        return f"in use by {found.holder or 'a process'}"
+    if not found.of("left", "failed", "blocked"):
+        return "complete"
+    if found.last is None:
+        return "not running"
+    how = "stopped" if found.ended else "cut off"
+    return f"not running, {how} at {found.last.isoformat(timespec='seconds')}; `robustfdd run` goes on"
+
+
+def _say_plainly(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _audit_run(directory: Path, data_root: Path | None, device: str, batch_size: int) -> None:
@@ -190,18 +376,22 @@ def _analyse(directory: Path, data_root: Path | None, device: str) -> None:
         err_console.print(f"note: analysis {text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _conclude(directory: Path) -> None:
+def _conclude(directory: Path, status: Status | None = None) -> None:
     """Write and name the report; exit with 1 if a unit failed."""
     page = write_report([directory])
     found = records.load_run(directory)
     _print_tables(found)
-    out_console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    _say_plainly(out_console, f"report: {page}")
+    blocked = status.of("blocked") if status else []
     if found.failures:
         err_console.print(f"{len(found.failures)} of the units failed; the report names them:", style="bold red")
         for failure in found.failures:
-            err_console.print(
-                f"  {failure.unit}: {failure.error}: {failure.message}", markup=False, highlight=False, soft_wrap=True
-            )
+            _say_plainly(err_console, f"  {failure.unit}: {failure.error}: {failure.message}")
+    if blocked:
+        err_console.print(f"{len(blocked)} of the units were not run because of that:", style="bold red")
+        for entry in blocked:
+            _say_plainly(err_console, f"  {entry.name}: {entry.reason}")
+    if found.failures or blocked:
         raise typer.Exit(1)
 
 
@@ -235,6 +425,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of weights, order, augmentation and masks.")] = 0,
     device: Device = "cpu",
     data_root: DataRoot = None,
+    compile: Compile = False,
 ) -> None:
     """Train one model and write its checkpoint."""
     if out.suffix != ".safetensors":
@@ -261,7 +452,9 @@ def train(
     total = recipe.epochs * len(data.train.labels)
     with Display(total, err_console) as display:
         display.start(f"train {dropout} on {data.title} ({recipe.epochs} epochs)", total)
-        checkpoint = train_model(model, data, recipe, seed=seed, out=out, advance=display.advance)
+        checkpoint = train_model(
+            model, data, recipe, seed=seed, out=out, advance=display.advance, compile=compile
+        )
         history = records.read_json(out.with_suffix(".json"))
         display.finish()
     out_console.print(
@@ -462,8 +655,9 @@ def audit(
         if wrong := [name for name, value in given.items() if value is not None]:
             raise ConfigurationError(f"{', '.join(wrong)}: not for a run directory, whose study says it")
         records.load_run(Path(model))
-        _audit_run(Path(model), data_root, device, batch_size or FIXED)
-        _conclude(Path(model))
+        with exclusive(Path(model)):
+            _audit_run(Path(model), data_root, device, batch_size or FIXED)
+            _conclude(Path(model))
         return
     if dataset is None:
         raise ConfigurationError("--dataset is missing: a data set of `robustfdd list`, or folder:PATH")

@@ -32,6 +32,10 @@ class RunDirectoryError(RobustFDDError):
     """A run directory is missing, damaged or belongs to another study."""
 
 
+class RunLockedError(RobustFDDError):
+    """Another process works in the run directory."""
+
+
 class UnitError(Exception):
     """One unit of a study could not be completed; the others are not touched by it."""
 
@@ -42,3 +46,11 @@ class TrainingError(UnitError):
 
 class EngineError(UnitError):
     """An attack broke its budget, its box or its arithmetic."""
+
+
+class WorkerDiedError(UnitError):
+    """The process that worked on a unit ended in the middle of it: killed, crashed or out of memory."""
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM)."""

@@ -6,30 +6,44 @@ fails is noted with its reason and the others go on.
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
 from rich.console import Console
 from torch import nn
 
 from robustfdd import catalogue, records
+from robustfdd.ascent import cross_entropy, input_gradient
+from robustfdd.audit.study import plan_of
 from robustfdd.batching import FIXED, BatchSize
-from robustfdd.catalogue import engines_for, load_attack, load_study, resolve_attacks, sibling
-from robustfdd.classifier import device_of
+from robustfdd.catalogue import load_attack, load_study
+from robustfdd.classifier import device_of, frozen
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
-from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
-from robustfdd.manifest import describe_model, describe_study, make_manifest, open_run
-from robustfdd.measure import FORWARD_COST, check_source
-from robustfdd.models import ResNet18, build_model, check_same_data, file_sha256, load_model, read_checkpoint
+from robustfdd.errors import ConfigurationError, DatasetError, RobustFDDError, UnitError
+from robustfdd.executors import Executor, Inline, coordinate
+from robustfdd.locking import exclusive
+from robustfdd.manifest import (
+    check_run_directory,
+    check_same_run,
+    describe_model,
+    describe_study,
+    make_manifest,
+    open_run,
+)
+from robustfdd.measure import CleanOutcome, check_source
+from robustfdd.models import ResNet18, check_same_data
 from robustfdd.preparation import check_compiler, prepare
-from robustfdd.progress import Display, duration
+from robustfdd.progress import Display
+from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import (
     AttackSpec,
     AttackUse,
@@ -38,13 +52,12 @@ from robustfdd.specs import (
     Method,
     Precision,
     Protocol,
-    Recipe,
     StudySpec,
     normalized_eps,
     pixel_eps,
 )
+from robustfdd.tasks import Context, Job, Task, fresh_model, is_done, plan_attacks, plan_tasks
 from robustfdd.threat import Norm, Threat
-from robustfdd.training import adopt_weights, train
 from robustfdd.units import (
     AttackUnit,
     Source,
@@ -52,20 +65,11 @@ from robustfdd.units import (
     TestSet,
     attack_cells,
     attack_model,
-    failure_of,
     function_digest,
 )
 
-#: Cost of a training step per image, in input gradients and without those of adversarial training; only progress bars
-#: depend on it.
-TRAINING_COST = 1.5
 #: What records call a model that was given to craft a transfer attack on.
 SOURCE = "source"
-
-
-def _cost_of_training(recipe: Recipe) -> float:
-    """Of one image in one epoch, in input gradients."""
-    return TRAINING_COST + recipe.n_gradients
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
@@ -122,28 +126,119 @@ def _check_engines(units: Sequence[AttackUnit], eps_scale: float) -> None:
 
 def plan(study: StudySpec) -> list[AttackUnit]:
     """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks, crafted_on = resolve_attacks(study), sibling(study)
-    return [
-        AttackUnit(
-            method.label,
-            seed,
-            spec,
-            norm,
-            engine,
-            tuple(eps for eps in grid if eps > 0),
-            study.eps_unit,
-            method.eot_samples or 0,
-            study.protocol,
-            crafted_on.label if crafted_on and spec.access == "transfer" else None,
-            study.attack_precision,
-        )
-        for method in study.methods
-        for seed in study.seeds
-        for use, spec in attacks
-        if not (spec.access == "transfer" and method == crafted_on)  # from a model to itself it would be BIM
-        for norm, grid in use.eps.items()
-        for engine in engines_for(use, spec, norm, study)
-    ]
+    return plan_attacks(study)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study that was checked, with its data loaded and its tasks planned; nothing is written yet.
+
+    Attributes:
+        tasks: in the order in which a single worker performs them.
+        job: what they share.
+        context: with the data set.
+    """
+
+    tasks: list[Task]
+    job: Job
+    context: Context
+
+
+def prepare_evaluation(
+    name_or_path: str | Path,
+    *,
+    out: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    data_root: Path | None = None,
+    batch_size: int | None = None,
+    compile: bool = False,
+    audit: bool = False,
+    executor: Executor | None = None,
+    command: str | None = None,
+) -> Prepared:
+    """Check a study and plan its tasks; the arguments and what is raised are those of :func:`run_evaluation`."""
+    study = load_study(name_or_path, overrides, only)
+    _check_methods(study, str(name_or_path))
+    local = executor is None or executor.local
+    target = resolve_device(device) if local else torch.device(device)
+    if compile:
+        check_compiler(target)
+    run = Path(out) if out is not None else Path("runs") / study.name
+    try:
+        dataset = load_dataset(study.dataset, root=data_root)
+    except DatasetError as error:
+        raise DatasetError(f"{name_or_path}: dataset: {error}") from error
+    TestSet.choose(dataset, study.test_images)
+    eps_scale = dataset.std if study.normalization == "z-score" else 1.0
+    units = plan(study)
+    _check_engines(units, eps_scale)
+    manifest = make_manifest(
+        describe_study(study),
+        dataset,
+        units,
+        eps_scale=eps_scale,
+        overrides=[*overrides, *(f"only {label}" for label in only)],
+        command=command,
+        device=target,
+        hardware=executor.hardware(target) if executor is not None else None,
+    )
+    audited = plan_of(manifest) if audit else None
+    tasks = plan_tasks(
+        study,
+        n_train=len(dataset.train.labels),
+        n_test=len(dataset.test.labels),
+        described=manifest["study"],
+        audit=audited,
+    )
+    root = data_root.resolve() if data_root is not None else None
+    job = Job(run.resolve(), study, manifest, root, str(target), audited, batch_size, compile)
+    # Of a cluster's devices this machine may have none; what is done already can be seen without.
+    return Prepared(tasks, job, Context(job if local else replace(job, device="cpu"), dataset))
+
+
+def done_already(prepared: Prepared) -> set[str]:
+    """Names of the tasks whose results are in the run directory already; nothing in it is touched.
+
+    Raises:
+        RunDirectoryError: it holds another run.
+    """
+    if check_same_run(prepared.job.run, prepared.job.manifest) is None:
+        return set()
+    done: set[str] = set()
+    for task in prepared.tasks:
+        if done.issuperset(task.needs):
+            with suppress(RobustFDDError, UnitError):  # what is damaged is not done
+                if is_done(task, prepared.context):
+                    done.add(task.name)
+    return done
+
+
+def seconds_per_pass(prepared: Prepared, *, repeats: int = 3) -> float:
+    """How long an input gradient of one image takes on this machine, timed on a fresh network of the study.
+
+    Args:
+        prepared: the study; the model that is trained first is used, with the size of batches that attacks have.
+        repeats: batches to time, after one that is not; the median counts.
+    """
+    job, dataset = prepared.job, prepared.context.dataset
+    first = prepared.tasks[0]
+    random = any(method.eot_samples for method in job.study.methods if method.label == first.method)
+    model = fresh_model(first, prepared.context).to(job.device)
+    images, labels = dataset.test.images, dataset.test.labels
+    quick = prepare(model.eval(), to_pixels(images[:32]))
+    size = BatchSize(job.batch_size).choose(quick, to_pixels(images[:1]), random=random)
+    n = min(size, len(images))
+    x, y = to_pixels(images[:n]), labels[:n]
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        with frozen(quick), GlobalRandomness(0):
+            gradient = input_gradient(quick, x, y, cross_entropy)[2]
+        float(gradient.sum())  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:]) / n
 
 
 def run_evaluation(
@@ -157,6 +252,8 @@ def run_evaluation(
     data_root: Path | None = None,
     batch_size: int | None = None,
     compile: bool = False,
+    executor: Executor | None = None,
+    audit: bool = False,
     console: Console | None = None,
     command: str | None = None,
 ) -> Path:
@@ -172,8 +269,10 @@ def run_evaluation(
         data_root: where data sets lie or are downloaded to; see :func:`robustfdd.load_dataset`.
         batch_size: images attacked at once; no result depends on it, but for models whose forward is random. Chosen
             to fit memory when None (:mod:`robustfdd.batching`), and halved when it does not.
-        compile: whether the passes of attacks go through ``torch.compile``, see
-            :func:`robustfdd.preparation.prepare`.
+        compile: whether training and the passes of attacks go through ``torch.compile``, see
+            :func:`robustfdd.training.fit` and :func:`robustfdd.preparation.prepare`.
+        executor: where the units are computed; in this process, one after the other, when None.
+        audit: whether to audit the models too, see :func:`robustfdd.audit.audit_run`.
         console: where to show progress; nowhere when None.
         command: the command line, for the manifest.
 
@@ -184,160 +283,38 @@ def run_evaluation(
         ConfigurationError: the study, an override or the device is wrong.
         DatasetError: the data set cannot be loaded.
         RunDirectoryError: ``out`` holds another run.
+        RunLockedError: another process works in ``out``.
     """
-    study = load_study(name_or_path, overrides, only)
-    _check_methods(study, str(name_or_path))
-    target = resolve_device(device)
-    if compile:
-        check_compiler(target)
-    run = Path(out) if out is not None else Path("runs") / study.name
-    try:
-        dataset = load_dataset(study.dataset, root=data_root)
-    except DatasetError as error:
-        raise DatasetError(f"{name_or_path}: dataset: {error}") from error
-    n_test = len(dataset.test.labels)
-    test = TestSet.choose(dataset.to(target), study.test_images)
-    eps_scale = dataset.std if study.normalization == "z-score" else 1.0
-    units = plan(study)
-    _check_engines(units, eps_scale)
-    manifest = make_manifest(
-        describe_study(study),
-        dataset,
-        units,
-        eps_scale=eps_scale,
-        overrides=[*overrides, *(f"only {label}" for label in only)],
+    prepared = prepare_evaluation(
+        name_or_path,
+        out=out,
+        device=device,
+        overrides=overrides,
+        only=only,
+        data_root=data_root,
+        batch_size=batch_size,
+        compile=compile,
+        audit=audit,
+        executor=executor,
         command=command,
-        device=target,
     )
-    open_run(run, manifest, resume=resume)
-
-    training_costs = {
-        method.label: _cost_of_training(recipe) * recipe.epochs * len(dataset.train.labels) + FORWARD_COST * n_test
-        for method in study.methods
-        for recipe in [study.recipe_of(method)]
-    }
-    n_models = len(study.methods) * len(study.seeds)
-    total = len(study.seeds) * sum(training_costs.values()) + sum(unit.cost(len(test.index)) for unit in units)
-    with Display(total, console) as display:
+    tasks, job, study = prepared.tasks, prepared.job, prepared.job.study
+    run = Path(out) if out is not None else Path("runs") / study.name
+    check_run_directory(run)
+    with exclusive(run), Display(sum(task.cost for task in tasks), console) as display:
+        open_run(run, job.manifest, resume=resume)
+        n_models, n_attacks = (sum(task.kind == kind for task in tasks) for kind in ("train", "attack"))
         display.say(
-            f"{study.title}: models {n_models}, attack runs {len(units)}; {len(test.index)} test images of "
-            f"{dataset.title}, on {target}, into {run}"
+            f"{study.title}: models {n_models}, attack runs {n_attacks}; {len(prepared.context.test.index)} test "
+            f"images of {prepared.context.dataset.title}, on {job.device}, into {run}"
         )
-        # What others are attacked with comes first.
-        crafted_on = sibling(study)
-        sources: dict[int, Source] = {}
-        for method in sorted(study.methods, key=lambda method: method != crafted_on):
-            training_cost = training_costs[method.label]
-            for seed in study.seeds:
-                mine = [unit for unit in units if (unit.method, unit.seed) == (method.label, seed)]
-                name = f"{method.label}--seed{seed}"
-                try:
-                    model = _trained(run, name, study, method, seed, test.dataset, training_cost, display)
-                except Exception as error:  # one failing model must not take the others with it
-                    failure = failure_of(name, "train", method.label, seed, error)
-                    records.write_failure(run, failure)
-                    for unit in mine:  # results of an earlier model are not this one's
-                        (run / "results" / f"{unit.name}.parquet").unlink(missing_ok=True)
-                    display.finish(f"FAILED: {failure.error}: {failure.message}")
-                    display.skip(sum(unit.cost(len(test.index)) for unit in mine))
-                    continue
-                path = run / "models" / f"{name}.safetensors"
-                identity = file_sha256(path)
-                if method == crafted_on:
-                    sources[seed] = Source(method.label, identity, partial(load_model, path, target))
-                subject = Subject(study.name, method.label, seed, eps_scale, identity, method.eot_samples or 0)
-                attack_model(
-                    run,
-                    model,
-                    mine,
-                    subject,
-                    test,
-                    attack_seed=seed,
-                    batch_size=batch_size,
-                    display=display,
-                    source=sources.get(seed),
-                    compile=compile,
-                )
+        coordinate(tasks, job, prepared.context, executor or Inline(), display)
     return run
 
 
-def _trained(
-    run: Path,
-    name: str,
-    study: StudySpec,
-    method: Method,
-    seed: int,
-    dataset: Dataset,
-    cost: float,
-    display: Display,
-) -> ResNet18:
-    """The model of one method and seed: loaded if its checkpoint is of the same recipe and data, else trained."""
-    path = run / "models" / f"{name}.safetensors"
-    recipe = study.recipe_of(method)
-    display.start(f"train {method.label} seed {seed} ({recipe.epochs} epochs)", cost)
-    model = build_model(
-        dataset,
-        method.dropout,
-        width=study.model.width,
-        normalization=study.normalization,
-        placement=method.placement,
-        seed=seed,
-        **method.options,
-    )
-    if _is_of(path, model, recipe, seed, dataset):
-        display.skip(cost)
-        return load_model(path, dataset.test.images.device)
-    if not DROPOUTS[method.dropout].dynamic and (trained := _undropped(run, study, recipe, seed, dataset)):
-        checkpoint = adopt_weights(model, trained, dataset, out=path, label=method.label)
-        display.finish(f"weights of {trained.stem}")
-        return load_model(checkpoint.path, dataset.test.images.device)
-    checkpoint = train(
-        model.to(dataset.test.images.device),
-        dataset,
-        recipe,
-        seed=seed,
-        out=path,
-        label=method.label,
-        advance=lambda n: display.advance(_cost_of_training(recipe) * n),
-    )
-    (run / "failures" / f"{name}.json").unlink(missing_ok=True)
-    history = records.read_json(path.with_suffix(".json"))
-    display.finish(f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}")
-    return load_model(checkpoint.path, dataset.test.images.device)
-
-
-def _undropped(run: Path, study: StudySpec, recipe: Recipe, seed: int, dataset: Dataset) -> Path | None:
-    """The run's network of that recipe and seed that was trained without dropout, if it has one.
-
-    A layer that acts at test time only is put into it: trained by itself, it would come to the same weights.
-    """
-    for method in study.methods:
-        path = run / "models" / f"{method.label}--seed{seed}.safetensors"
-        if method.dropout == "none" and path.is_file():
-            width, normalization = study.model.width, study.normalization
-            model = build_model(dataset, "none", width=width, normalization=normalization, placement=method.placement)
-            if _is_of(path, model, recipe, seed, dataset):
-                return path
-    return None
-
-
-def _is_of(path: Path, model: ResNet18, recipe: Recipe, seed: int, dataset: Dataset) -> bool:
-    """Whether the checkpoint and its history are whole and came from the same network, recipe, seed and data."""
-    try:
-        checkpoint = read_checkpoint(path)
-        history = records.read_json(path.with_suffix(".json"))
-        made_of = checkpoint.provenance
-        # Validated, so that one that leaves a default out is the recipe that spells it out.
-        trained_with = Recipe.model_validate(made_of.get("recipe"))
-    except (CheckpointError, RunDirectoryError, ValidationError):
-        return False
-    return (
-        checkpoint.config == model.config
-        and trained_with == recipe
-        and made_of.get("seed") == seed
-        and made_of.get("dataset_sha256") == dataset.sha256
-        and history.get("sha256") == checkpoint.sha256
-    )
+def _given(source: nn.Module | None, clean: CleanOutcome) -> Source | None:
+    """A model that was given to craft transfer attacks on."""
+    return None if source is None else Source(SOURCE, function_digest(source, clean), lambda: source)
 
 
 def evaluate(
@@ -468,7 +445,7 @@ def evaluate(
                     test,
                     attack_seed=seed,
                     batch_size=sizes,
-                    display=display,
+                    advance=display.advance,
                     source=sources[unit.attack.name],
                     prepared=prepared[unit.source],
                 )
@@ -494,10 +471,10 @@ def evaluate(
         study, data, units, eps_scale=eps_scale, overrides=[], command=command, device=device_of(model)
     )
     run = Path(out)
-    open_run(run, manifest, resume=True)
-    given = source  # what a lambda returns must not be another thing later
-    crafted_on = Source(SOURCE, function_digest(given, clean), lambda: given) if given is not None else None
-    with Display(total, console) as display:
+    check_run_directory(run)
+    crafted_on = _given(source, clean)
+    with exclusive(run), Display(total, console) as display:
+        open_run(run, manifest, resume=True)
         attack_model(
             run,
             model,

@@ -17,6 +17,7 @@ from robustfdd.catalogue import resolve_attacks, sibling
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
+from robustfdd.locking import LOCK, NOTE
 from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Precision, Protocol, StudySpec
 from robustfdd.threat import Norm
 from robustfdd.units import AttackUnit, Subject
@@ -163,38 +164,71 @@ def _differences(old: object, new: object, at: str = "") -> Iterable[str]:
         yield at
 
 
-def open_run(run: Path, manifest: dict[str, Any], *, resume: bool) -> None:
+def check_run_directory(run: Path) -> None:
+    """Make sure that a run directory can be begun or gone on with there.
+
+    Raises:
+        RunDirectoryError: it holds something else.
+    """
+    if (run / "manifest.json").is_file() or not run.exists():
+        return
+    if not run.is_dir() or any(path.name not in (LOCK, NOTE) for path in run.iterdir()):
+        raise RunDirectoryError(f"{run}: exists and is no run directory; name an empty or a new one with --out")
+
+
+def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a manifest what must be the same for a run to be the same."""
+    hardware = content.get("hardware") or {}
+    return {
+        "format": content.get("format"),
+        "study": content.get("study"),
+        "dataset": (content.get("dataset") or {}).get("sha256"),
+        "device": str(hardware.get("device")).partition(":")[0],
+        # Records of several versions under one manifest would be credited to the first. Of this package what counts is
+        # the code of the parts that a result used, which is part of its key.
+        "versions": {
+            name: version
+            for name, version in (content.get("versions") or {}).items()
+            if name not in ("python", "robustfdd", "robustfdd source")
+        },
+    }
+
+
+def check_same_run(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest found in a run directory, which must be of the same run; None where there is none yet.
+
+    Raises:
+        RunDirectoryError: it holds something else.
+    """
+    check_run_directory(run)
+    path = run / "manifest.json"
+    if not path.is_file():
+        return None
+    found = records.read_json(path)
+    # Through JSON, so that what was written and what would be written are compared in the same form.
+    different = list(_differences(_identity(found), json.loads(json.dumps(_identity(manifest)))))
+    if different:
+        shown = ", ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
+        raise RunDirectoryError(f"{run}: holds another run (different: {shown}); name another directory with --out")
+    return found
+
+
+def open_run(run: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
     """Begin a run directory, or make sure that the one found holds the same run.
 
     Raises:
         RunDirectoryError: it holds something else; nothing in it is touched.
     """
     path = run / "manifest.json"
-    if not path.is_file():
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise RunDirectoryError(f"{run}: exists and is no run directory; name an empty or a new one with --out")
+    found = check_same_run(run, manifest)
+    if found is None:
         records.write_json(path, manifest)
         return
-    found = records.read_json(path)
-
-    def identity(content: Mapping[str, Any]) -> dict[str, Any]:
-        hardware = content.get("hardware") or {}
-        return {
-            "format": content.get("format"),
-            "study": content.get("study"),
-            "dataset": (content.get("dataset") or {}).get("sha256"),
-            "device": str(hardware.get("device")).partition(":")[0],
-            # Records of several versions under one manifest would be credited to the first.
-            "versions": {k: v for k, v in (content.get("versions") or {}).items() if k != "python"},
-        }
-
-    # Through JSON, so that what was written and what would be written are compared in the same form.
-    different = list(_differences(identity(found), json.loads(json.dumps(identity(manifest)))))
-    if different:
-        shown = ", ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
-        raise RunDirectoryError(f"{run}: holds another run (different: {shown}); name another directory with --out")
     if not resume:
         raise RunDirectoryError(f"{run}: holds this run already; resume it, or name another directory with --out")
+    if found["versions"].get("robustfdd source") != manifest["versions"].get("robustfdd source"):
+        # Whatever of it is not of this code is about to be computed anew.
+        records.write_json(path, {**found, "versions": manifest["versions"], "git": manifest["git"]})
 
 
 def make_manifest(
@@ -206,6 +240,7 @@ def make_manifest(
     overrides: Sequence[str],
     command: str | None,
     device: torch.device,
+    hardware: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest of a run that is about to begin.
 
@@ -217,6 +252,7 @@ def make_manifest(
         overrides: what was changed in the study from outside its file.
         command: the command line, if there was one.
         device: where it is computed.
+        hardware: the machine that computes; this one when None.
     """
     return {
         "format": records.FORMAT,
@@ -228,7 +264,7 @@ def make_manifest(
         "command": command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": provenance.versions(),
-        "hardware": provenance.hardware(device),
+        "hardware": provenance.hardware(device) if hardware is None else dict(hardware),
         "git": provenance.git(),
     }
 

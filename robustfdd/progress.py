@@ -6,7 +6,15 @@ import time
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 
@@ -20,8 +28,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+class _Unit:
+    """A unit that is shown: what it is, its cost, how much of that is done, and its bar."""
+
+    def __init__(self, description: str, cost: float) -> None:
+        self.description, self.cost, self.done = description, cost, 0.0
+        self.bar: TaskID | None = None
+
+
 class Display:
-    """Progress of a plan of units whose costs are known in advance.
+    """Progress of a plan of units whose costs are known in advance; of several at once, each under a key of its own.
 
     Costs are in image passes, whatever takes as long as one input gradient of one image. How long is left follows from
     the cost left and the time a pass took so far.
@@ -37,7 +53,7 @@ class Display:
         self._worked = 0.0  # cost of what was computed now, as opposed to found done
         self._console = console
         self._started = time.perf_counter()
-        self._unit = ("", 0.0, 0.0)
+        self._units: dict[str, _Unit] = {}
         self._bars: Progress | None = None
         if console is not None and console.is_terminal:
             self._bars = Progress(
@@ -53,7 +69,6 @@ class Display:
                 expand=True,
             )
             self._whole_task = self._bars.add_task("[bold]all", total=self._total)
-            self._unit_task = self._bars.add_task("", total=1, visible=False)
 
     def __enter__(self) -> Display:
         if self._bars is not None:
@@ -64,42 +79,57 @@ class Display:
         if self._bars is not None:
             self._bars.stop()
 
-    def start(self, description: str, cost: float) -> None:
-        """Begin a unit."""
-        self._unit = (description, cost, 0.0)
+    def start(self, description: str, cost: float, key: str = "") -> None:
+        """Begin a unit; or once more, from nothing."""
+        self._drop(key)
+        unit = self._units[key] = _Unit(description, cost)
         if self._bars is not None:
-            self._bars.reset(self._unit_task, total=max(cost, 1e-9), description=description, visible=True)
+            unit.bar = self._bars.add_task(description, total=max(cost, 1e-9))
 
-    def advance(self, cost: float) -> None:
-        """Tell that a part of the current unit is done."""
-        description, whole, done = self._unit
-        cost = min(cost, whole - done)
-        self._unit = (description, whole, done + cost)
+    def _drop(self, key: str) -> None:
+        """Forget a unit, and what was told of it."""
+        unit = self._units.pop(key, None)
+        if unit is None:
+            return
+        self._done -= unit.done
+        self._worked -= unit.done
+        if self._bars is not None and unit.bar is not None:
+            self._bars.remove_task(unit.bar)
+
+    def advance(self, cost: float, key: str = "") -> None:
+        """Tell that a part of a unit is done."""
+        unit = self._units[key]
+        cost = min(cost, unit.cost - unit.done)
+        unit.done += cost
         self._done += cost
         self._worked += cost
-        if self._bars is not None:
-            self._bars.update(self._unit_task, advance=cost)
+        if self._bars is not None and unit.bar is not None:
+            self._bars.update(unit.bar, completed=unit.done)
             self._bars.update(self._whole_task, completed=self._done)
 
-    def finish(self, note: str = "") -> None:
-        """End the current unit, whether or not its whole cost was told."""
-        description, whole, done = self._unit
-        self.advance(whole - done)
-        if self._bars is not None and note:
-            self.say(f"{description}: {note}")
-        if self._bars is None and self._console is not None:
+    def finish(self, note: str = "", key: str = "") -> None:
+        """End a unit, whether or not its whole cost was told."""
+        unit = self._units[key]
+        self.advance(unit.cost - unit.done, key)
+        del self._units[key]
+        if self._bars is not None and unit.bar is not None:
+            self._bars.remove_task(unit.bar)
+            if note:
+                self.say(f"{unit.description}: {note}")
+        elif self._console is not None:
             elapsed = time.perf_counter() - self._started
             left = (self._total - self._done) * elapsed / max(self._worked, 1e-9)
             self._console.print(
-                f"{self._done / self._total:4.0%}  {description}{f'  {note}' if note else ''}  "
+                f"{self._done / self._total:4.0%}  {unit.description}{f'  {note}' if note else ''}  "
                 f"[{duration(elapsed)} elapsed, about {duration(left)} left]",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
             )
 
-    def skip(self, cost: float) -> None:
-        """Count work that was found done already."""
+    def skip(self, cost: float, key: str = "") -> None:
+        """Count work that was found done already, or that will not be done."""
+        self._drop(key)
         self._done += cost
         if self._bars is not None:
             self._bars.update(self._whole_task, completed=self._done)

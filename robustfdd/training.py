@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from robustfdd.adversarial_training import craft
 from robustfdd.classifier import device_of, predict, weights_digest
+from robustfdd.code_version import TRAINING, code_version
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
@@ -223,6 +224,7 @@ def train(
         "dataset": dataset.name,
         "dataset_sha256": dataset.sha256,
         "versions": versions(),
+        "code": code_version(*TRAINING),
     }
     return _write(model, data, out, provenance, label, [asdict(epoch) for epoch in history], seconds)
 

@@ -18,10 +18,11 @@ from torch import nn
 from robustfdd import provenance, records
 from robustfdd.batching import FIXED, BatchSize
 from robustfdd.classifier import frozen, tensor_digest, weights_digest
+from robustfdd.code_version import ATTACK, code_version
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices, to_pixels
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError, UnitError
+from robustfdd.errors import ConfigurationError
 from robustfdd.measure import (
     FORWARD_COST,
     CleanOutcome,
@@ -109,6 +110,12 @@ class AttackUnit:
         seed = f"--seed{self.seed}" if self.seed >= 0 else ""
         return f"{self.method}{seed}--{self.attack.name}--{self.norm}--{self.engine}"
 
+    @property
+    def title(self) -> str:
+        """What progress shows."""
+        seed = f" seed {self.seed}" if self.seed >= 0 else ""
+        return f"attack {self.method}{seed}: {self.attack.title} {self.norm} through {self.engine}"
+
     def cost(self, n_images: int) -> float:
         """In input gradients of one image."""
         eot_samples = 0 if self.source else self.eot_samples
@@ -181,9 +188,10 @@ def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
     return hashlib.sha256((weights_digest(model) + tensor_digest({"logits": logits})).encode()).hexdigest()
 
 
-def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int, source: Source | None = None) -> str:
+def unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int, source: Source | None = None) -> str:
     """A hash of everything that the unit's result depends on."""
-    libraries = provenance.versions()
+    # Of this package it is not the version that counts, but the code of the parts that are used.
+    versions = {name: v for name, v in provenance.versions().items() if not name.startswith("robustfdd")}
     # What has its default is left out: the keys of results from before there was a choice stay what they were.
     chosen: dict[str, object] = {}
     if unit.protocol != "paper":
@@ -201,7 +209,8 @@ def _unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: in
             "engine": unit.engine,
             "attack_seed": attack_seed,
             "data": [test.dataset.sha256, content_digest(test.index.tolist())],
-            "versions": libraries,
+            "versions": versions,
+            "code": code_version(*ATTACK, f"engines.{unit.engine}"),
             **chosen,
         }
     )
@@ -216,13 +225,13 @@ def attack_cells(
     *,
     attack_seed: int,
     batch_size: int | BatchSize | None,
-    display: Display,
+    advance: Callable[[float], None],
     source: nn.Module | None = None,
     prepared: nn.Module | None = None,
 ) -> list[Cell]:
     """Run one unit: a cell for eps = 0 and one for each of its epsilons.
 
-    ``source`` and ``prepared`` are those of :func:`robustfdd.measure.measure_sweep`.
+    ``advance``, ``source`` and ``prepared`` are those of :func:`robustfdd.measure.measure_sweep`.
     """
     grid = (0.0, *unit.eps)
     threats = [Threat(unit.norm, pixel_eps(eps, unit.eps_unit, subject.eps_scale)) for eps in grid]
@@ -234,7 +243,7 @@ def attack_cells(
         engine=get_engine(unit.engine),
         seed=attack_seed,
         batch_size=batch_size,
-        advance=display.advance,
+        advance=advance,
         protocol=unit.protocol,
         source=source,
         prepared=prepared,
@@ -287,6 +296,68 @@ def failure_of(
     )
 
 
+class Attacked:
+    """A model under attack, with what its units share: clean predictions, prepared copies and the size of a batch.
+
+    Args:
+        model: the model.
+        subject: what records call it.
+        test: the images.
+        attack_seed: of everything random in the attacks.
+        batch_size: images attacked at once; chosen to fit memory when None.
+        compile: see :func:`robustfdd.preparation.prepare`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        subject: Subject,
+        test: TestSet,
+        *,
+        attack_seed: int,
+        batch_size: int | None,
+        compile: bool,
+    ) -> None:
+        self.subject = subject
+        self._model, self._test, self._attack_seed, self._compile = model, test, attack_seed, compile
+        self._clean: CleanOutcome | None = None
+        self._clean_batch = batch_size or FIXED
+        self._sizes = BatchSize(batch_size)  # one for all units, so that what one finds out the next one knows
+        self._prepared: dict[tuple[nn.Module, Precision], nn.Module] = {}
+
+    def cells(self, unit: AttackUnit, advance: Callable[[float], None], source: nn.Module | None = None) -> list[Cell]:
+        """Run one unit; ``source`` is the model that it is crafted on, None for this one."""
+        if self._clean is None:
+            self._clean = self._test.clean(self._model, self._clean_batch, self.subject.eot_samples)
+        copy_of = (source or self._model, unit.precision)
+        if copy_of not in self._prepared:
+            sample = to_pixels(self._clean.images[:32])
+            self._prepared[copy_of] = prepare(copy_of[0], sample, compile=self._compile, precision=unit.precision)
+        return attack_cells(
+            self._model,
+            self._clean,
+            unit,
+            self.subject,
+            self._test,
+            attack_seed=self._attack_seed,
+            batch_size=self._sizes,
+            advance=advance,
+            source=source,
+            prepared=self._prepared[copy_of],
+        )
+
+
+def results_path(run: Path, unit: AttackUnit) -> Path:
+    """Where the results of a unit lie."""
+    return run / "results" / f"{unit.name}.parquet"
+
+
+def has_result(run: Path, unit: AttackUnit, key: str) -> bool:
+    """Whether the unit's result is there, whole and of that key."""
+    path = results_path(run, unit)
+    return records.read_key(path) == key and records.is_whole(path)
+
+
 def attack_model(
     run: Path,
     model: nn.Module,
@@ -302,60 +373,31 @@ def attack_model(
 ) -> list[Failure]:
     """Run the units of one model that are not done yet; the failures, which are also written down.
 
-    ``source`` is for the units that are crafted on another model; None makes failures of them. For ``compile`` see
+    ``source`` is for the units that are crafted on another model. For ``compile`` see
     :func:`robustfdd.preparation.prepare`.
     """
     failures = []
-    clean: CleanOutcome | None = None
     sibling: nn.Module | None = None
-    sizes = BatchSize(batch_size)  # one for all units, so that what one finds out the next one knows
-    prepared: dict[tuple[nn.Module, Precision], nn.Module] = {}
+    attacked = Attacked(model, subject, test, attack_seed=attack_seed, batch_size=batch_size, compile=compile)
     for unit in units:
-        path = run / "results" / f"{unit.name}.parquet"
-        key = _unit_key(unit, subject, test, attack_seed, source if unit.source else None)
-        if records.read_key(path) == key and records.is_whole(path):
+        key = unit_key(unit, subject, test, attack_seed, source if unit.source else None)
+        if has_result(run, unit, key):
             display.skip(unit.cost(len(test.index)))
             continue
-        seed = f" seed {unit.seed}" if unit.seed >= 0 else ""
-        display.start(
-            f"attack {unit.method}{seed}: {unit.attack.title} {unit.norm} through {unit.engine}",
-            unit.cost(len(test.index)),
-        )
+        display.start(unit.title, unit.cost(len(test.index)))
         note = ""
         try:
-            if unit.source and source is None:
-                raise UnitError(
-                    f"{unit.attack.name} is crafted on the model of {unit.source!r}{seed}, which could not be trained"
-                )
             if unit.source and source and sibling is None:
                 sibling = source.load()
-            if clean is None:
-                clean = test.clean(model, batch_size or FIXED, subject.eot_samples)
-            crafted_on = sibling if unit.source and sibling else model
-            copy_of = (crafted_on, unit.precision)
-            if copy_of not in prepared:
-                sample = to_pixels(clean.images[:32])
-                prepared[copy_of] = prepare(crafted_on, sample, compile=compile, precision=unit.precision)
-            cells = attack_cells(
-                model,
-                clean,
-                unit,
-                subject,
-                test,
-                attack_seed=attack_seed,
-                batch_size=sizes,
-                display=display,
-                source=sibling if unit.source else None,
-                prepared=prepared[copy_of],
-            )
+            cells = attacked.cells(unit, display.advance, sibling if unit.source else None)
         except Exception as error:  # one failing unit must not take the others with it
             failure = failure_of(unit.name, "attack", unit.method, unit.seed, error, unit)
-            path.unlink(missing_ok=True)
+            results_path(run, unit).unlink(missing_ok=True)
             records.write_failure(run, failure)
             failures.append(failure)
             note = f"FAILED: {failure.error}: {failure.message}"
         else:
-            records.write_cells(path, cells, key=key)
+            records.write_cells(results_path(run, unit), cells, key=key)
             (run / "failures" / f"{unit.name}.json").unlink(missing_ok=True)
         display.finish(note)
     return failures

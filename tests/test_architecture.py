@@ -13,8 +13,8 @@ PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
     {"errors"},
-    {"threat", "records", "foreign", "published"},
-    {"specs"},
+    {"threat", "records", "foreign", "published", "code_version", "locking", "journal"},
+    {"specs", "status"},
     {"catalogue"},
     {"datasets", "dropouts", "progress", "randomness"},
     {"classifier", "provenance"},
@@ -26,6 +26,8 @@ LAYERS = [
     {"manifest"},
     {"analysis"},
     {"audit"},
+    {"tasks"},
+    {"executors"},
     {"evaluation"},
     {"report"},
     {"cli"},
@@ -77,6 +79,7 @@ def test_imports_point_one_way(path: Path) -> None:
         ("foolbox", {"engines/foolbox.py"}),
         ("eagerpy", {"engines/foolbox.py"}),
         ("captum", {"analysis/deconvolution.py"}),
+        ("filelock", {"locking.py"}),
     ],
 )
 def test_attack_libraries_are_imported_in_one_place(library: str, allowed: set[str]) -> None:

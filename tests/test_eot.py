@@ -558,6 +558,6 @@ def test_the_result_of_a_unit_depends_on_its_passes(quarters: Dataset) -> None:
     test = units.TestSet.choose(quarters, 4)
     unit = units.AttackUnit("sap", 0, FGSM, "linf", "art", (0.1,), "pixel", 2)
     subject = units.Subject("study", "sap", 0, 1.0, "weights", 2)
-    key = units._unit_key(unit, subject, test, 0)
-    assert units._unit_key(unit, dataclasses.replace(subject, eot_samples=3), test, 0) != key
+    key = units.unit_key(unit, subject, test, 0)
+    assert units.unit_key(unit, dataclasses.replace(subject, eot_samples=3), test, 0) != key
     assert unit.cost(10) > dataclasses.replace(unit, eot_samples=0).cost(10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from dataclasses import replace
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, STUDY, TinyNet, make_dataset, registered
+from rich.console import Console
 
 import robustfdd
-from robustfdd import evaluation, provenance, units
+from robustfdd import evaluation, provenance, tasks, units
 from robustfdd.datasets.base import Dataset
 from robustfdd.errors import (
     ConfigurationError,
@@ -25,7 +27,7 @@ from robustfdd.errors import (
 )
 from robustfdd.evaluation import evaluate, run_evaluation
 from robustfdd.measure import measure
-from robustfdd.models import build_model, load_model
+from robustfdd.models import build_model, load_model, read_checkpoint, save_model
 from robustfdd.records import SCHEMA, Outcome, load_run
 from robustfdd.threat import Threat
 
@@ -348,10 +350,35 @@ def test_a_model_of_other_classes_is_refused(quarters: Dataset) -> None:
         evaluate(build_model(quarters, "none", width=1), other, ["fgsm"], [Threat("linf", 0.1)])
 
 
-def test_a_run_is_not_continued_with_other_code(run: Path, study_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(provenance, "source_digest", lambda: "0123456789abcdef")
-    with pytest.raises(RunDirectoryError, match=r"different: versions\.robustfdd source"):
-        run_evaluation(study_file, out=run)
+def test_what_other_code_made_is_made_anew_and_nothing_else(
+    run: Path, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = units.code_version
+
+    def changed(*modules: str) -> str:
+        return "0123456789abcdef" if "engines.art" in modules else real(*modules)
+
+    before = stamps(run)
+    monkeypatch.setattr(units, "code_version", changed)
+    monkeypatch.setattr(provenance, "source_digest", lambda: "fedcba9876543210")
+    run_evaluation(study_file, out=run)
+    differ = {name for name, stamp in stamps(run).items() if before[name] != stamp}
+    assert differ == {name for name in before if name.endswith("--art.parquet")} | {"manifest.json"}
+    assert load_run(run).manifest["versions"]["robustfdd source"] == "fedcba9876543210"
+    assert load_run(run).failures == []
+
+
+def test_a_checkpoint_that_does_not_name_its_code_is_trained_anew(run: Path, study_file: Path) -> None:
+    path = run / "models" / "none--seed0.safetensors"
+    checkpoint, weights = read_checkpoint(path), path.read_bytes()
+    provenance_of_old = {key: value for key, value in checkpoint.provenance.items() if key != "code"}
+    old = save_model(load_model(path), path, provenance_of_old)
+    history = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**history, "sha256": old.sha256}))
+    out = io.StringIO()
+    run_evaluation(study_file, out=run, console=Console(file=out, width=200))
+    assert out.getvalue().count("none--seed0: its checkpoint is of another version of the code") == 1
+    assert path.read_bytes() == weights
 
 
 def test_results_of_an_earlier_model_go_when_its_training_fails(
@@ -361,7 +388,7 @@ def test_results_of_an_earlier_model_go_when_its_training_fails(
         raise TrainingError("the loss is nan")
 
     (run / "models" / "none--seed0.safetensors").unlink()
-    monkeypatch.setattr(evaluation, "train", fails)
+    monkeypatch.setattr(tasks, "train", fails)
     run_evaluation(study_file, out=run)
     found = load_run(run)
     # ... and what is crafted on it goes with it.

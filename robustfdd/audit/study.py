@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from robustfdd import records
 from robustfdd.analysis.run import Note
 from robustfdd.audit.evidence import AuditedAttack
 from robustfdd.audit.run import IMAGES, VERSION, audit_cost, audit_images
+from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.errors import CheckpointError, DatasetError, RunDirectoryError
 from robustfdd.models import check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
+from robustfdd.records import Verdict
 from robustfdd.specs import pixel_eps
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet, content_digest, failure_of
@@ -89,8 +91,17 @@ def plan_of(manifest: Mapping[str, Any]) -> AuditPlan:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """One model of the run that is to be audited."""
+class AuditSubject:
+    """One model of a run that is to be audited.
+
+    Attributes:
+        method: label of its method.
+        seed: of its training run.
+        path: its checkpoint.
+        eot_samples: passes that the audited attack averages; 0 for a deterministic forward.
+        sibling: checkpoint of the network without dropout; None if it is that one, or there is none.
+        key: what its audit depends on.
+    """
 
     method: str
     seed: int
@@ -98,6 +109,16 @@ class _Subject:
     eot_samples: int
     sibling: Path | None
     key: str
+
+    @property
+    def unit(self) -> str:
+        """What failures call it."""
+        return audit_name(self.method, self.seed)
+
+
+def audit_name(method: str, seed: int) -> str:
+    """What failures call the audit of a model."""
+    return f"audit--{method}--seed{seed}"
 
 
 def audit_run(
@@ -149,16 +170,14 @@ def audit_run(
     return notes
 
 
-def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: list[Note]) -> list[_Subject]:
+def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: list[Note]) -> list[AuditSubject]:
     """The models of the study whose audit is missing or stale."""
     try:
-        methods = {method["label"]: method for method in manifest["study"]["methods"]}
-        data_sha256 = manifest["dataset"]["sha256"]
+        methods = [str(method["label"]) for method in manifest["study"]["methods"]]
     except (KeyError, TypeError) as error:
         raise RunDirectoryError(f"{run}: the manifest lacks what an audit needs ({error!r})") from error
-    plain = [label for label, m in methods.items() if m.get("dropout") == "none" and not m.get("recipe")]
     found = []
-    for file in sorted((run / "models").glob("*.json"), key=lambda file: _position(file, list(methods))):
+    for file in sorted((run / "models").glob("*.json"), key=lambda file: _position(file, methods)):
         model = records.read_json(file)
         try:
             method, seed, path = str(model["method"]), int(model["seed"]), run / "models" / str(model["checkpoint"])
@@ -166,26 +185,74 @@ def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: li
             raise RunDirectoryError(f"{file}: lacks what an audit needs ({error!r})") from error
         if method not in methods:
             continue
-        sibling = run / "models" / f"{plain[0]}--seed{seed}.safetensors" if plain and method != plain[0] else None
         try:
-            identity = read_checkpoint(path).sha256
-            sibling_identity = read_checkpoint(sibling).sha256 if sibling is not None else None
+            subject = subject_of(run, manifest, plan, method, seed, path)
         except CheckpointError as error:
             notes.append(Note("skipped", "audit", method, seed, str(error)))
             continue
-        eot_samples = int(methods[method].get("eot_samples") or 0)
-        depends_on = {
-            "version": VERSION,
-            "plan": [asdict(plan.threat), asdict(plan.attack), plan.images, plan.eps_scale],
-            "model": [method, seed, identity, eot_samples],
-            "sibling": sibling_identity,
-            "data": data_sha256,
-        }
-        key = content_digest(depends_on)
-        paths = [records.analysis_path(run, table, method, seed) for table in TABLES]
-        if not all(records.read_key(table) == key for table in paths[:2]):  # no pictures where nothing was attacked
-            found.append(_Subject(method, seed, path, eot_samples, sibling, key))
+        if not is_audited(run, subject):
+            found.append(subject)
     return found
+
+
+def sibling_of(study: Mapping[str, Any], method: str) -> str | None:
+    """The method whose model an audit transfers examples from: without dropout, with the study's own recipe.
+
+    Args:
+        study: as the manifest describes it.
+        method: whose audit it is; of that one itself there is none.
+
+    Raises:
+        RunDirectoryError: the description lacks something.
+    """
+    try:
+        plain = [m["label"] for m in study["methods"] if m.get("dropout") == "none" and not m.get("recipe")]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunDirectoryError(f"the manifest lacks what an audit needs ({error!r})") from error
+    return str(plain[0]) if plain and method != plain[0] else None
+
+
+def subject_of(
+    run: Path, manifest: Mapping[str, Any], plan: AuditPlan, method: str, seed: int, path: Path
+) -> AuditSubject:
+    """A trained model of a run as the subject of an audit.
+
+    Raises:
+        CheckpointError: its checkpoint, or that of its sibling, is missing or damaged.
+        RunDirectoryError: the manifest lacks something.
+    """
+    try:
+        entry = next(m for m in manifest["study"]["methods"] if m["label"] == method)
+        data_sha256 = manifest["dataset"]["sha256"]
+    except (KeyError, TypeError, StopIteration) as error:
+        raise RunDirectoryError(f"{run}: the manifest lacks what an audit needs ({error!r})") from error
+    plain = sibling_of(manifest["study"], method)
+    sibling = None if plain is None else run / "models" / f"{plain}--seed{seed}.safetensors"
+    eot_samples = int(entry.get("eot_samples") or 0)
+    depends_on = {
+        "version": VERSION,
+        "code": code_version(*AUDIT),
+        "plan": [asdict(plan.threat), asdict(plan.attack), plan.images, plan.eps_scale],
+        "model": [method, seed, read_checkpoint(path).sha256, eot_samples],
+        "sibling": read_checkpoint(sibling).sha256 if sibling is not None else None,
+        "data": data_sha256,
+    }
+    return AuditSubject(method, seed, path, eot_samples, sibling, content_digest(depends_on))
+
+
+def is_audited(run: Path, subject: AuditSubject) -> bool:
+    """Whether the audit is there, whole and of the same key."""
+    # No pictures where nothing was attacked.
+    paths = [records.analysis_path(run, table, subject.method, subject.seed) for table in TABLES[:2]]
+    return all(records.read_key(path) == subject.key and _is_whole(path) for path in paths)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        records.read_analysis(path)
+    except RunDirectoryError:
+        return False
+    return True
 
 
 def _position(file: Path, methods: list[str]) -> tuple[int, str]:
@@ -195,7 +262,7 @@ def _position(file: Path, methods: list[str]) -> tuple[int, str]:
 
 def _audit(
     run: Path,
-    subject: _Subject,
+    subject: AuditSubject,
     plan: AuditPlan,
     test: TestSet,
     device: torch.device,
@@ -203,35 +270,63 @@ def _audit(
     display: Display,
 ) -> Note | None:
     """Audit one model and write its tables; None, or what kept it from being audited."""
-    unit = f"audit--{subject.method}--seed{subject.seed}"
     try:
-        model = _loaded(subject.path, test, device)
-        sibling = None if subject.sibling is None else _loaded(subject.sibling, test, device)
-        found = audit_images(
-            model,
-            test,
-            plan.threat,
-            attack=plan.attack,
-            sibling=sibling,
-            eot_samples=subject.eot_samples,
-            seed=subject.seed,
-            batch_size=batch_size,
-            advance=display.advance,
-        )
+        verdict = audit_subject(run, subject, plan, test, device, batch_size, display.advance)
     except Exception as error:  # one failing audit must not take the others with it
-        failure = failure_of(unit, "audit", subject.method, subject.seed, error)
+        failure = failure_of(subject.unit, "audit", subject.method, subject.seed, error)
         records.write_failure(run, failure)
-        for table in TABLES:  # what an earlier checkpoint gave is not this one's
-            records.analysis_path(run, table, subject.method, subject.seed).unlink(missing_ok=True)
+        discard_audit(run, subject.method, subject.seed)
         display.finish(f"FAILED: {failure.error}: {failure.message}")
         message = f"{failure.error}: {failure.message}"
         return Note("failed", "audit", subject.method, subject.seed, message, failure)
+    (run / "failures" / f"{subject.unit}.json").unlink(missing_ok=True)
+    display.finish(verdict)
+    return None
+
+
+def discard_audit(run: Path, method: str, seed: int) -> None:
+    """Remove the tables of an audit: what an earlier checkpoint gave is not this one's."""
+    for table in TABLES:
+        records.analysis_path(run, table, method, seed).unlink(missing_ok=True)
+
+
+def audit_subject(
+    run: Path,
+    subject: AuditSubject,
+    plan: AuditPlan,
+    test: TestSet,
+    device: torch.device,
+    batch_size: int,
+    advance: Callable[[float], None],
+) -> Verdict:
+    """Audit one model of a run and write its tables.
+
+    Args:
+        run: the run directory.
+        subject: the model.
+        plan: what is audited.
+        test: the images, on the device.
+        device: where to compute.
+        batch_size: images attacked at once.
+        advance: called with the cost of each step, for a progress bar.
+    """
+    model = _loaded(subject.path, test, device)
+    sibling = None if subject.sibling is None else _loaded(subject.sibling, test, device)
+    found = audit_images(
+        model,
+        test,
+        plan.threat,
+        attack=plan.attack,
+        sibling=sibling,
+        eot_samples=subject.eot_samples,
+        seed=subject.seed,
+        batch_size=batch_size,
+        advance=advance,
+    )
     # The verdict last: it is what says that the audit is there.
     for table, frame in reversed(found.frames(plan.eps_scale).items()):
         records.write_analysis(run, table, frame, method=subject.method, seed=subject.seed, key=subject.key)
-    (run / "failures" / f"{unit}.json").unlink(missing_ok=True)
-    display.finish(found.verdict)
-    return None
+    return found.verdict
 
 
 def _loaded(path: Path, test: TestSet, device: torch.device) -> nn.Module:

@@ -13,6 +13,7 @@ from robustfdd import catalogue, records
 from robustfdd.audit.evidence import AuditedAttack
 from robustfdd.audit.run import IMAGES, VERSION, Audit, audit, check_radius, clean_of
 from robustfdd.classifier import device_of
+from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset
 from robustfdd.manifest import describe_model, make_manifest, open_run
 from robustfdd.specs import EpsUnit, Method
@@ -123,6 +124,7 @@ def _key(
     """A hash of everything that the audit depends on."""
     content = {
         "version": VERSION,
+        "code": code_version(*AUDIT),
         "study": study,
         "sibling": None
         if sibling is None

@@ -1,0 +1,200 @@
+"""The executor that submits tasks to Ray: a machine with many GPUs, or a cluster.
+
+Ray decides where and when a task runs, and tries it again when its worker or node is lost. All nodes must see the run
+directory under the same path, have this package and its dependencies installed in the same versions, and find the data
+set. Ray is imported here alone, and only when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustfdd import provenance
+from robustfdd.errors import ConfigurationError, UnitError, WorkerDiedError
+from robustfdd.executors.base import Advanced, Event, Executor, Finished, Listener, Started, Throttle
+from robustfdd.records import Failure
+from robustfdd.tasks import Context, Done, Job, Task, perform, worker_name
+from robustfdd.units import failure_of
+
+#: How often Ray tries a task again whose worker or node was lost.
+MAX_RETRIES = 5
+#: Seconds to wait for an answer of the cluster's address.
+_CONNECTING = 10.0
+#: Seconds between two looks at how the tasks go.
+_POLL = 0.5
+
+
+class Ray(Executor):
+    """All tasks at once, as far as what they need is done; Ray queues them.
+
+    Args:
+        address: of a running cluster, as ``ray.init`` takes it (``"auto"``, ``"HOST:6379"``, ``"ray://HOST:10001"``);
+            when None, the cluster that is there, or a new one of this machine alone.
+        gpus_per_unit: share of a GPU that a task takes, e.g. 0.25 for four at once on each; more than 1 is of no use.
+            0 for tasks on CPUs.
+
+    Raises:
+        ConfigurationError: Ray is not installed, or the share is not from 0 to 1.
+    """
+
+    local = False
+
+    def __init__(self, address: str | None = None, gpus_per_unit: float = 0.0) -> None:
+        if not 0 <= gpus_per_unit <= 1:
+            raise ConfigurationError(f"--gpus-per-unit {gpus_per_unit:g}: must be from 0 to 1")
+        self._ray = _import_ray()
+        self._address, self._gpus_per_unit = address, gpus_per_unit
+        self._tasks: dict[Any, Task] = {}
+        self._started_here = False
+
+    def _connect(self) -> None:
+        ray = self._ray
+        if not ray.is_initialized():
+            try:
+                _check_reachable(self._address)
+                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+            except Exception as error:  # a host that is not there, another version, a cluster that is not ready
+                reason = " ".join(str(error).split())
+                raise ConfigurationError(f"--address {self._address}: no Ray cluster to be used ({reason})") from error
+            self._started_here = True
+
+    def _remote(self, function: Callable[..., Any]) -> Any:
+        """A function as a task of Ray that takes what a unit takes."""
+        return self._ray.remote(max_retries=MAX_RETRIES, num_cpus=1, num_gpus=self._gpus_per_unit)(function)
+
+    def hardware(self, device: torch.device) -> dict[str, Any]:
+        """That of the node which Ray chooses first; see :class:`Executor`."""
+        self._connect()
+        found: dict[str, Any] = self._ray.get(self._remote(provenance.hardware).remote(device))
+        return found
+
+    def start(self, job: Job, context: Context) -> None:  # noqa: ARG002 - of the interface
+        """See :class:`Executor`."""
+        self._connect()
+        ray = self._ray
+        self._perform = self._remote(_perform)
+        # On this node, which has to stay whatever happens to the others.
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=True
+        )
+        self._progress = ray.remote(num_cpus=0, scheduling_strategy=here)(_Progress).remote()
+        self._job = ray.put((job, str(Path.cwd())))
+
+    def has_room(self) -> bool:
+        """See :class:`Executor`."""
+        return True
+
+    def submit(self, task: Task) -> None:
+        """See :class:`Executor`."""
+        self._tasks[self._perform.remote(task, self._job, self._progress)] = task
+
+    def wait(self, listen: Listener) -> None:
+        """See :class:`Executor`."""
+        ray = self._ray
+        ready, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_POLL)
+        with suppress(ray.exceptions.RayError):  # progress that is lost is no result that is lost
+            for event in ray.get(self._progress.take.remote(), timeout=30):
+                listen(event)
+        for reference in ready:
+            listen(Finished(self._tasks[reference].name, self._outcome(reference)))
+            del self._tasks[reference]
+
+    def _outcome(self, reference: Any) -> Done | Failure:
+        task = self._tasks[reference]
+        try:
+            outcome: Done | Failure = self._ray.get(reference)
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            died = WorkerDiedError(
+                f"lost with its worker or node, {MAX_RETRIES} further attempts included ({reason}); the same command "
+                "tries again"
+            )
+            return failure_of(task.name, task.kind, task.method, task.seed, died, task.unit)
+        return outcome
+
+    def stop(self, *, kill: bool) -> None:
+        """See :class:`Executor`."""
+        ray = self._ray
+        if not ray.is_initialized():
+            return
+        if kill:
+            for reference in self._tasks:
+                with suppress(Exception):  # of a cluster that may be gone
+                    ray.cancel(reference, force=True)
+        self._tasks = {}
+        if self._started_here:
+            ray.shutdown()
+            self._started_here = False
+
+
+def _check_reachable(address: str | None) -> None:
+    """Make sure that somebody listens at HOST:PORT; Ray would ask for minutes.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = (address or "").rpartition("//")[2].rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING).close()
+
+
+def _import_ray() -> Any:
+    """Ray, whose import replaces what the process does when it is asked to end."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if main else None
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.util.scheduling_strategies")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"--executor ray: Ray is not installed ({error}); install it with: pip install 'robustfdd[ray]'"
+        ) from error
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+    return ray
+
+
+class _Progress:
+    """What the tasks tell, until the coordinator takes it; an actor of Ray."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+
+    def tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+#: What a worker of Ray keeps between tasks, with the run that it is of.
+_kept: tuple[Job, Context] | None = None
+
+
+def _perform(task: Task, shared: tuple[Job, str], progress: Any) -> Done | Failure:
+    """Perform a task in a worker of Ray."""
+    global _kept  # noqa: PLW0603 - a worker is a process, and performs one task at a time
+    job, folder = shared
+    with suppress(OSError):
+        os.chdir(folder)  # where relative paths of the study are meant from
+    if _kept is None or _kept[0] != job:
+        # Ray gives a worker its cores by this variable, which torch has read if nobody else has set it.
+        torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS") or 1)))
+        _kept = (job, Context(job))
+    progress.tell.remote(Started(task.name, worker_name()))
+    if not (job.run / "manifest.json").is_file():
+        error = UnitError(f"{worker_name()} does not see {job.run}; it must be on a file system that all nodes share")
+        return failure_of(task.name, task.kind, task.method, task.seed, error, task.unit)
+    return perform(task, _kept[1], Throttle(lambda cost: progress.tell.remote(Advanced(task.name, cost))))

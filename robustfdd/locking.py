@@ -1,0 +1,128 @@
+"""One coordinator per run directory: an exclusive lock of the operating system, with a note of who holds it.
+
+The kernel gives the lock back when its holder ends, however it ends; nothing has to be removed by hand after a crash or
+a reboot. The note beside it is for people, and may be stale or missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from robustfdd.errors import RunDirectoryError, RunLockedError
+
+LOCK, NOTE = ".lock", ".lock.json"
+#: Where files are written atomically, so that a killed writer may have left a part of one.
+_WRITTEN = (".", "models", "results", "analysis", "failures")
+#: Seconds to wait for the lock: longer than :func:`is_held` holds it to see whether it is free.
+_PATIENCE = 1.0
+#: How often this process holds the lock of a run directory: what holds it may call what needs it.
+_held: dict[Path, int] = {}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a run directory.
+
+    Attributes:
+        host: name of the machine.
+        pid: of the process.
+        since: when it took the lock, ISO 8601 in UTC.
+        command: what it runs.
+    """
+
+    host: str
+    pid: int
+    since: str
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} since {self.since} ({self.command})"
+
+
+def holder(run: Path) -> Holder | None:
+    """Who holds a run directory, by the note beside the lock; None where there is none, or no readable one."""
+    try:
+        return Holder(**json.loads((run / NOTE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_held(run: Path) -> bool:
+    """Whether a process holds a run directory; by the note alone where the lock cannot be tried."""
+    if run.resolve() in _held:
+        return True
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(str(run / LOCK), timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return holder(run) is not None
+
+
+@contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Hold a run directory, which is made if it is not there, against every other process that asks for it so.
+
+    What a killed writer left half written is removed. Within it, this process may take the same lock again.
+
+    Raises:
+        RunLockedError: another process holds it; the message says which, as far as that is known.
+        RunDirectoryError: the directory or the lock in it cannot be made.
+    """
+    key = run.resolve()
+    if key in _held:
+        _held[key] += 1
+        try:
+            yield
+        finally:
+            _held[key] -= 1
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(run / LOCK), timeout=_PATIENCE)
+        lock.acquire(poll_interval=0.05)
+    except Timeout:
+        who = holder(run)
+        raise RunLockedError(
+            f"{run}: in use by {who or 'another process'}; wait until it is done, end it, or name another directory "
+            f"with --out (`robustfdd status {run}` shows how far it is)"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise RunDirectoryError(f"{run}: cannot be locked ({error}); the file system must allow file locks") from error
+    try:
+        _held[key] = 1
+        _leave_note(run)
+        remove_leftovers(run)
+        yield
+    finally:
+        _held.pop(key, None)
+        (run / NOTE).unlink(missing_ok=True)
+        lock.release()
+
+
+def _leave_note(run: Path) -> None:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    with suppress(OSError):
+        note = asdict(Holder(socket.gethostname(), os.getpid(), since, command))
+        (run / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove the temporary files of writers that were killed; only for who holds the lock and has no workers yet."""
+    for folder in _WRITTEN:
+        for path in (run / folder).glob(".*.tmp"):
+            path.unlink(missing_ok=True)

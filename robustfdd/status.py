@@ -1,0 +1,115 @@
+"""How far a run is, read from its directory: what is done, running, failed and left, and how long that takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from robustfdd import records
+from robustfdd.errors import RunDirectoryError
+from robustfdd.journal import Entry, History, read_journal
+from robustfdd.locking import Holder, holder, is_held
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a run is.
+
+    Attributes:
+        tasks: in the order of the plan.
+        held: whether a process works on it.
+        holder: which, as far as is known; None if none does.
+        begun: when the last session began; None where that was not noted.
+        last: when something was last noted.
+        ended: whether the last session came to its end by itself or was stopped in order.
+        seconds_left: estimated from the speed of the session that goes on; None where there is no telling.
+    """
+
+    tasks: tuple[Entry, ...]
+    held: bool
+    holder: Holder | None
+    begun: datetime | None
+    last: datetime | None
+    ended: bool
+    seconds_left: float | None
+
+    def of(self, *states: str) -> list[Entry]:
+        """The tasks in any of these states."""
+        return [entry for entry in self.tasks if entry.state in states]
+
+
+def read_status(run: Path) -> Status:
+    """How far a run is; it may be going on, finished or cut off.
+
+    Raises:
+        RunDirectoryError: it is no run directory.
+    """
+    if not (run / "manifest.json").is_file():
+        raise RunDirectoryError(f"{run}: no run directory (there is no manifest.json in it)")
+    manifest = records.read_json(run / "manifest.json")
+    held, history = is_held(run), read_journal(run)
+    failures = {path.stem: path for path in sorted((run / "failures").glob("*.json"))}
+    entries = [_now(entry, run, held, failures) for entry in history.tasks.values() or _planned(run, manifest)]
+    known = {entry.name for entry in entries}
+    for name, path in failures.items():
+        if name not in known:  # of an analysis, or of an audit that was asked for later
+            entries.append(Entry(name, "other", 0.0, state="failed", reason=_reason(path)))
+    return Status(
+        tuple(entries),
+        held,
+        holder(run) if held else None,
+        history.begun,
+        history.last,
+        history.ended,
+        _seconds_left(entries, history) if held else None,
+    )
+
+
+def _now(entry: Entry, run: Path, held: bool, failures: dict[str, Path]) -> Entry:
+    """A task of the journal, held against what lies in the directory."""
+    if entry.name in failures and entry.state != "running":
+        return replace(entry, state="failed", reason=_reason(failures[entry.name]))
+    if entry.state == "running" and not held:  # in flight when the session was cut off
+        return replace(entry, state="left")
+    if entry.state == "done" and not _file(entry, run).is_file():
+        return replace(entry, state="left")
+    return entry
+
+
+def _file(entry: Entry, run: Path) -> Path:
+    """What a task leaves when it is done."""
+    if entry.kind == "train":
+        return run / "models" / f"{entry.name}.json"
+    if entry.kind == "attack":
+        return run / "results" / f"{entry.name}.parquet"
+    return run / "analysis" / f"{entry.name.replace('audit--', 'audit_verdict--', 1)}.parquet"
+
+
+def _reason(path: Path) -> str:
+    try:
+        content = records.read_json(path)
+    except RunDirectoryError as error:
+        return str(error)
+    return f"{content.get('error')}: {content.get('message')}"
+
+
+def _planned(run: Path, manifest: dict[str, Any]) -> list[Entry]:
+    """The tasks of a run without a journal, by its manifest: what has a file is done."""
+    study, units = manifest.get("study") or {}, manifest.get("units") or []
+    entries = []
+    if study.get("recipe"):
+        models = [(m.get("label"), seed) for m in study.get("methods") or [] for seed in study.get("seeds") or []]
+        entries += [Entry(f"{label}--seed{seed}", "train", 0.0) for label, seed in models]
+    entries += [Entry(str(unit.get("unit")), "attack", 0.0) for unit in units]
+    return [replace(entry, state="done") if _file(entry, run).is_file() else entry for entry in entries]
+
+
+def _seconds_left(entries: list[Entry], history: History) -> float | None:
+    worked = sum(e.cost if e.state in ("done", "failed") else e.done_cost for e in entries if e.worked)
+    left = sum(e.cost - e.done_cost for e in entries if e.state in ("left", "running"))
+    if not worked or history.begun is None:
+        return None
+    seconds = (datetime.now(timezone.utc) - history.begun).total_seconds()
+    return left * seconds / worked

@@ -1,0 +1,486 @@
+"""A study as tasks: train a model; attack one model with one attack, norm and engine; audit a model.
+
+A task says what it needs, and can be sent to another process, which performs it in the run directory that all share.
+What it leaves there is a file under a key that hashes everything the result depends on: where a file of that key is
+found, nothing is computed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from robustfdd import records
+from robustfdd.audit.run import audit_cost
+from robustfdd.audit.study import (
+    AuditPlan,
+    audit_name,
+    audit_subject,
+    discard_audit,
+    is_audited,
+    sibling_of,
+    subject_of,
+)
+from robustfdd.batching import FIXED
+from robustfdd.catalogue import engines_for, resolve_attacks, sibling
+from robustfdd.code_version import TRAINING, code_version
+from robustfdd.datasets import Dataset, load_dataset
+from robustfdd.dropouts import DROPOUTS
+from robustfdd.errors import CheckpointError, RunDirectoryError, UnitError
+from robustfdd.measure import FORWARD_COST
+from robustfdd.models import ResNet18, build_model, file_sha256, load_model, read_checkpoint
+from robustfdd.progress import duration
+from robustfdd.records import Failure
+from robustfdd.specs import Method, Recipe, StudySpec
+from robustfdd.training import adopt_weights, train
+from robustfdd.units import (
+    Attacked,
+    AttackUnit,
+    Source,
+    Subject,
+    TestSet,
+    failure_of,
+    has_result,
+    results_path,
+    unit_key,
+)
+
+#: Cost of a training step per image, in input gradients and without those of adversarial training; only progress bars
+#: depend on it.
+TRAINING_COST = 1.5
+
+Kind = Literal["train", "attack", "audit"]
+Report = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work of a study.
+
+    Attributes:
+        name: of the unit; failures are called by it.
+        kind: what is done.
+        title: what progress shows.
+        method: label of the method whose model it is about.
+        seed: of the model's training run.
+        cost: in input gradients of one image.
+        needs: names of the tasks that must be done before.
+        unit: the attack, of kind ``"attack"``.
+        weights_of: of kind ``"train"``: the task whose weights the network takes over instead of being trained.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    method: str
+    seed: int
+    cost: float
+    needs: tuple[str, ...] = ()
+    unit: AttackUnit | None = None
+    weights_of: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The name of the model that it is about, which is that of its training."""
+        return f"{self.method}--seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """A task that has its result.
+
+    Attributes:
+        note: what progress shows of it.
+        found: whether the result was there already.
+    """
+
+    note: str = ""
+    found: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of a run share, in a form that can be sent to other processes and machines.
+
+    Attributes:
+        run: the run directory, absolute.
+        study: what is run.
+        manifest: of the run.
+        data_root: where data sets lie, see :func:`robustfdd.load_dataset`.
+        device: where to compute.
+        audit: what is audited; None if nothing is.
+        batch_size: images attacked at once; chosen to fit memory when None.
+        compile: whether training and attacks go through ``torch.compile``.
+    """
+
+    run: Path
+    study: StudySpec
+    manifest: Mapping[str, Any]
+    data_root: Path | None
+    device: str
+    audit: AuditPlan | None
+    batch_size: int | None
+    compile: bool
+
+
+class Context:
+    """What one process keeps between tasks: the data set, and the models last used.
+
+    Args:
+        job: the run.
+        dataset: its data set, if it is loaded already.
+    """
+
+    def __init__(self, job: Job, dataset: Dataset | None = None) -> None:
+        self.job = job
+        self._dataset = dataset
+        self._test: TestSet | None = None
+        self._audit_test: TestSet | None = None
+        self._attacked: Attacked | None = None
+        self._source: tuple[str, nn.Module] | None = None
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set of the run, on the device.
+
+        Raises:
+            UnitError: that of this machine is another one.
+            DatasetError: it cannot be loaded.
+        """
+        return self.test.dataset
+
+    @property
+    def test(self) -> TestSet:
+        """The test images that are attacked; raises as :attr:`dataset`."""
+        if self._test is None:
+            study = self.job.study
+            data = self._dataset if self._dataset is not None else load_dataset(study.dataset, root=self.job.data_root)
+            if data.sha256 != self.job.manifest["dataset"]["sha256"]:
+                raise UnitError(f"the data set {study.dataset!r} on this machine is not the one of the run")
+            self._test = TestSet.choose(data.to(self.job.device), study.test_images)
+        return self._test
+
+    @property
+    def audit_test(self) -> TestSet:
+        """The test images that audits look at; raises as :attr:`dataset`."""
+        if self._audit_test is None:
+            assert self.job.audit is not None
+            n = min(self.job.audit.images, len(self.dataset.test.labels))
+            self._audit_test = TestSet.choose(self.dataset, n)
+        return self._audit_test
+
+    def forget_models(self) -> None:
+        """Give the memory of the models back."""
+        self._attacked = self._source = None
+
+    def attacked(self, task: Task) -> Attacked:
+        """The model of an attack, loaded if it is not the one of the attack before."""
+        subject = _subject(task, self.job)
+        if self._attacked is None or self._attacked.subject != subject:
+            self._attacked = None
+            self._attacked = Attacked(
+                load_model(checkpoint_path(self.job.run, task.model), self.job.device),
+                subject,
+                self.test,
+                attack_seed=task.seed,
+                batch_size=self.job.batch_size,
+                compile=self.job.compile,
+            )
+        return self._attacked
+
+    def source(self, source: Source) -> nn.Module:
+        """A model that examples are crafted on, loaded if it is not the one of the attack before."""
+        if self._source is None or self._source[0] != source.identity:
+            self._source = (source.identity, source.load())
+        return self._source[1]
+
+
+def checkpoint_path(run: Path, model: str) -> Path:
+    """Where the checkpoint of a model lies."""
+    return run / "models" / f"{model}.safetensors"
+
+
+def plan_attacks(study: StudySpec) -> list[AttackUnit]:
+    """The attack units of a study, model by model in the order of its methods and seeds."""
+    attacks, crafted_on = resolve_attacks(study), sibling(study)
+    return [
+        AttackUnit(
+            method.label,
+            seed,
+            spec,
+            norm,
+            engine,
+            tuple(eps for eps in grid if eps > 0),
+            study.eps_unit,
+            method.eot_samples or 0,
+            study.protocol,
+            crafted_on.label if crafted_on and spec.access == "transfer" else None,
+            study.attack_precision,
+        )
+        for method in study.methods
+        for seed in study.seeds
+        for use, spec in attacks
+        if not (spec.access == "transfer" and method == crafted_on)  # from a model to itself it would be BIM
+        for norm, grid in use.eps.items()
+        for engine in engines_for(use, spec, norm, study)
+    ]
+
+
+def cost_of_training(recipe: Recipe) -> float:
+    """Of one image in one epoch, in input gradients."""
+    return TRAINING_COST + recipe.n_gradients
+
+
+def plan_tasks(
+    study: StudySpec, *, n_train: int, n_test: int, described: Mapping[str, Any], audit: AuditPlan | None
+) -> list[Task]:
+    """The tasks of a study, in the order in which a single worker performs them: model by model, the audits last.
+
+    Args:
+        study: what is planned.
+        n_train: training images of its data set.
+        n_test: test images of it.
+        described: the study as the manifest describes it.
+        audit: what is audited; None if nothing is.
+    """
+    units = plan_attacks(study)
+    n_attacked = n_test if study.test_images is None else min(study.test_images, n_test)
+    crafted_on = sibling(study)
+    # What others are attacked with comes first.
+    methods = sorted(study.methods, key=lambda method: method != crafted_on)
+    tasks: list[Task] = []
+    for position, method in enumerate(methods):
+        recipe = study.recipe_of(method)
+        cost = cost_of_training(recipe) * recipe.epochs * n_train + FORWARD_COST * n_test
+        for seed in study.seeds:
+            name = f"{method.label}--seed{seed}"
+            title = f"train {method.label} seed {seed} ({recipe.epochs} epochs)"
+            donor = _undropped(study, method, methods[:position])
+            weights_of = f"{donor.label}--seed{seed}" if donor else None
+            needs = (weights_of,) if weights_of else ()
+            tasks.append(
+                Task(name, "train", title, method.label, seed, cost, needs=needs, weights_of=weights_of),
+            )
+            tasks += [
+                Task(
+                    unit.name,
+                    "attack",
+                    unit.title,
+                    method.label,
+                    seed,
+                    unit.cost(n_attacked),
+                    needs=(name, f"{unit.source}--seed{seed}") if unit.source else (name,),
+                    unit=unit,
+                )
+                for unit in units
+                if (unit.method, unit.seed) == (method.label, seed)
+            ]
+    if audit is not None:
+        for method in study.methods:
+            plain = sibling_of(described, method.label)
+            for seed in study.seeds:
+                models = [method.label, *([plain] if plain else [])]
+                tasks.append(
+                    Task(
+                        audit_name(method.label, seed),
+                        "audit",
+                        f"audit {method.label} seed {seed}",
+                        method.label,
+                        seed,
+                        audit_cost(min(audit.images, n_test)),
+                        needs=tuple(f"{model}--seed{seed}" for model in models),
+                    )
+                )
+    return tasks
+
+
+def _undropped(study: StudySpec, method: Method, before: list[Method]) -> Method | None:
+    """A method without dropout that comes before and whose network the method's own is, once it is trained.
+
+    A layer that acts at test time only is put into it: trained by itself, it would come to the same weights.
+    """
+    if DROPOUTS[method.dropout].dynamic:
+        return None
+    recipe = study.recipe_of(method)
+    return next((m for m in before if m.dropout == "none" and study.recipe_of(m) == recipe), None)
+
+
+def is_done(task: Task, context: Context) -> bool:
+    """Whether the result of a task is there, whole and of the same key; what it needs must be done.
+
+    Raises:
+        CheckpointError: a checkpoint that it needs is missing or damaged.
+        UnitError: the data set of this machine is another one.
+    """
+    job = context.job
+    if task.kind == "train":
+        return state_of_checkpoint(task, context) == "finished"
+    if task.kind == "attack":
+        assert task.unit is not None
+        return has_result(job.run, task.unit, _attack_key(task, context))
+    assert job.audit is not None
+    path = checkpoint_path(job.run, task.model)
+    return is_audited(job.run, subject_of(job.run, job.manifest, job.audit, task.method, task.seed, path))
+
+
+def perform(task: Task, context: Context, report: Report) -> Done | Failure:
+    """Perform a task, unless its result is there; what goes wrong is a failure of this task alone.
+
+    Args:
+        task: what to do; the tasks that it needs must be done.
+        context: what this process keeps; used for one task at a time.
+        report: called with the cost of each step.
+    """
+    try:
+        if task.kind == "train":
+            context.forget_models()
+        if is_done(task, context):
+            return Done(found=True)
+        note = {"train": _train, "attack": _attack, "audit": _audit}[task.kind](task, context, report)
+    except Exception as error:  # one failing task must not take the others with it
+        return failure_of(task.name, task.kind, task.method, task.seed, error, task.unit)
+    return Done(note)
+
+
+def discard(task: Task, run: Path) -> None:
+    """Remove results of a task that are not of this run's model, or of no model of it."""
+    if task.kind == "attack":
+        assert task.unit is not None
+        results_path(run, task.unit).unlink(missing_ok=True)
+    elif task.kind == "audit":
+        discard_audit(run, task.method, task.seed)
+
+
+def _train(task: Task, context: Context, report: Report) -> str:
+    job, dataset = context.job, context.dataset
+    method = next(m for m in job.study.methods if m.label == task.method)
+    recipe = job.study.recipe_of(method)
+    path = checkpoint_path(job.run, task.name)
+    model = fresh_model(task, context)
+    if task.weights_of is not None:
+        adopt_weights(model, checkpoint_path(job.run, task.weights_of), dataset, out=path, label=method.label)
+        return f"weights of {task.weights_of}"
+    train(
+        model.to(job.device),
+        dataset,
+        recipe,
+        seed=task.seed,
+        out=path,
+        label=method.label,
+        advance=lambda n: report(cost_of_training(recipe) * n),
+        compile=job.compile,
+    )
+    history = records.read_json(path.with_suffix(".json"))
+    return f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}"
+
+
+def fresh_model(task: Task, context: Context) -> ResNet18:
+    """The network of a task's method and seed, with its first weights."""
+    study = context.job.study
+    method = next(m for m in study.methods if m.label == task.method)
+    return build_model(
+        context.dataset,
+        method.dropout,
+        width=study.model.width,
+        normalization=study.normalization,
+        placement=method.placement,
+        seed=task.seed,
+        **method.options,
+    )
+
+
+def state_of_checkpoint(task: Task, context: Context) -> Literal["finished", "of other code", "missing"]:
+    """Whether the checkpoint of a training and its history are whole, and of the same network, recipe, seed and data.
+
+    ``"of other code"`` if so but for the code that trained it, or where it does not say which code that was.
+    """
+    path = checkpoint_path(context.job.run, task.name)
+    method = next(m for m in context.job.study.methods if m.label == task.method)
+    try:
+        checkpoint = read_checkpoint(path)
+        history = records.read_json(path.with_suffix(".json"))
+        made_of = checkpoint.provenance
+        # Validated, so that one that leaves a default out is the recipe that spells it out.
+        trained_with = Recipe.model_validate(made_of.get("recipe"))
+    except (CheckpointError, RunDirectoryError, ValidationError):
+        return "missing"
+    same = (
+        checkpoint.config == fresh_model(task, context).config
+        and trained_with == context.job.study.recipe_of(method)
+        and made_of.get("seed") == task.seed
+        and made_of.get("dataset_sha256") == context.dataset.sha256
+        and history.get("sha256") == checkpoint.sha256
+    )
+    if not same:
+        return "missing"
+    return "finished" if made_of.get("code") == code_version(*TRAINING) else "of other code"
+
+
+def _subject(task: Task, job: Job) -> Subject:
+    assert task.unit is not None
+    path = checkpoint_path(job.run, task.model)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    return Subject(
+        job.study.name,
+        task.method,
+        task.seed,
+        float(job.manifest["eps_scale"]),
+        file_sha256(path),
+        task.unit.eot_samples,
+    )
+
+
+def _source(task: Task, job: Job) -> Source | None:
+    assert task.unit is not None
+    if task.unit.source is None:
+        return None
+    path = checkpoint_path(job.run, f"{task.unit.source}--seed{task.seed}")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    return Source(task.unit.source, file_sha256(path), lambda: load_model(path, job.device))
+
+
+def _attack_key(task: Task, context: Context) -> str:
+    assert task.unit is not None
+    subject, source = _subject(task, context.job), _source(task, context.job)
+    return unit_key(task.unit, subject, context.test, task.seed, source)
+
+
+def _attack(task: Task, context: Context, report: Report) -> str:
+    assert task.unit is not None
+    key = _attack_key(task, context)
+    source = _source(task, context.job)
+    crafted_on = context.source(source) if source is not None else None
+    cells = context.attacked(task).cells(task.unit, report, crafted_on)
+    records.write_cells(results_path(context.job.run, task.unit), cells, key=key)
+    return ""
+
+
+def _audit(task: Task, context: Context, report: Report) -> str:
+    job = context.job
+    assert job.audit is not None
+    context.forget_models()
+    subject = subject_of(job.run, job.manifest, job.audit, task.method, task.seed, checkpoint_path(job.run, task.model))
+    return audit_subject(
+        job.run,
+        subject,
+        job.audit,
+        context.audit_test,
+        torch.device(job.device),
+        job.batch_size or FIXED,
+        report,
+    )
+
+
+def worker_name() -> str:
+    """What status and progress call this process."""
+    return f"{socket.gethostname()}:{os.getpid()}"
