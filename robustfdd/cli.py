@@ -452,9 +452,7 @@ def train(
     total = recipe.epochs * len(data.train.labels)
     with Display(total, err_console) as display:
         display.start(f"train {dropout} on {data.title} ({recipe.epochs} epochs)", total)
-        checkpoint = train_model(
-            model, data, recipe, seed=seed, out=out, advance=display.advance, compile=compile
-        )
+        checkpoint = train_model(model, data, recipe, seed=seed, out=out, advance=display.advance, compile=compile)
         history = records.read_json(out.with_suffix(".json"))
         display.finish()
     out_console.print(

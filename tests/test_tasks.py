@@ -258,7 +258,12 @@ def test_being_asked_to_end_is_an_interruption(
 
     monkeypatch.setattr(units, "measure_sweep", asked)
     before = signal.getsignal(signal.SIGTERM)
-    result = invoke("run", study_file, "--out", "r")
+    # A shell that starts the tests in the background has them ignore Ctrl-C.
+    of_ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        result = invoke("run", study_file, "--out", "r")
+    finally:
+        signal.signal(signal.SIGINT, of_ctrl_c)
     assert result.exit_code == code
     assert "the same command goes on" in result.output
     assert signal.getsignal(signal.SIGTERM) is before
