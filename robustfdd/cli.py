@@ -109,9 +109,16 @@ Only = Annotated[
 
 @contextmanager
 def _ending_in_order() -> Iterator[None]:
-    """Have SIGTERM, by which schedulers end a job, stop the command as Ctrl-C does."""
+    """Have SIGTERM, by which schedulers end a job, stop the command as Ctrl-C does.
+
+    Raises:
+        Terminated: the process was asked to end.
+    """
+    asked = False
 
     def end(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
         raise Terminated
 
     if threading.current_thread() is not threading.main_thread():
@@ -120,6 +127,10 @@ def _ending_in_order() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if asked:  # native code that is interrupted, Ray's for one, makes a plain interruption of it
+            raise Terminated from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

@@ -12,8 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,8 @@ class Ray(Executor):
         if not ray.is_initialized():
             try:
                 _check_reachable(self._address)
-                ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
+                with _sigterm_kept():
+                    ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
             except Exception as error:  # a host that is not there, another version, a cluster that is not ready
                 reason = " ".join(str(error).split())
                 raise ConfigurationError(f"--address {self._address}: no Ray cluster to be used ({reason})") from error
@@ -149,20 +150,28 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _import_ray() -> Any:
-    """Ray, whose import replaces what the process does when it is asked to end."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if main else None
     try:
-        ray = importlib.import_module("ray")
-        importlib.import_module("ray.util.scheduling_strategies")
+        with _sigterm_kept():
+            ray = importlib.import_module("ray")
+            importlib.import_module("ray.util.scheduling_strategies")
     except ImportError as error:
         raise ConfigurationError(
             f"--executor ray: Ray is not installed ({error}); install it with: pip install 'robustfdd[ray]'"
         ) from error
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
     return ray
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep what the process does when it is asked to end, which Ray replaces, also behind Python's back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler if handler is not None else signal.SIG_DFL)
 
 
 class _Progress:
