@@ -14,7 +14,10 @@ from pathlib import Path
 _PACKAGE = Path(__file__).resolve().parent
 
 #: What the weights of a trained network depend on.
-TRAINING = ("training", "adversarial_training", "models", "dropouts", "datasets.augment", "datasets.base", "randomness")
+TRAINING = (
+    *("training", "resume", "adversarial_training", "models", "dropouts", "datasets.augment", "datasets.base"),
+    "randomness",
+)
 #: What the outcome of an attack depends on, besides the code of its engine. How many images go at once
 #: (``batching``) changes no outcome.
 ATTACK = (

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_State: TypeAlias = tuple[Any, Tensor, list[Tensor]]
+
+class RandomState(NamedTuple):
+    """The state of the global generators.
+
+    Attributes:
+        numpy: of NumPy's, as ``numpy.random.get_state`` gives it.
+        cpu: of torch's on the CPU; uint8.
+        cuda: of torch's on each CUDA device; uint8.
+    """
+
+    numpy: Any
+    cpu: Tensor
+    cuda: list[Tensor] = []  # noqa: RUF012 - never changed
 
 
-def _get_state() -> _State:
+def get_state() -> RandomState:
+    """The state that the global generators are in."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002 - the generator that the libraries use
+    return RandomState(np.random.get_state(), torch.get_rng_state(), cuda)  # noqa: NPY002 - what the libraries use
 
 
-def _set_state(state: _State) -> None:
-    np.random.set_state(state[0])  # noqa: NPY002 - as above
-    torch.set_rng_state(state[1])
-    if state[2]:
-        torch.cuda.set_rng_state_all(state[2])
+def set_state(state: RandomState) -> None:
+    """Put the global generators into a state."""
+    np.random.set_state(state.numpy)  # noqa: NPY002 - as above
+    torch.set_rng_state(state.cpu)
+    if state.cuda:
+        torch.cuda.set_rng_state_all(state.cuda)
 
 
 class GlobalRandomness:
@@ -35,16 +49,16 @@ class GlobalRandomness:
     """
 
     def __init__(self, seed: int) -> None:
-        before = _get_state()
+        before = get_state()
         np.random.seed(seed)  # noqa: NPY002 - as above
         torch.manual_seed(seed)
-        self._inside = _get_state()
-        _set_state(before)
+        self._inside = get_state()
+        set_state(before)
 
     def __enter__(self) -> None:
-        self._outside = _get_state()
-        _set_state(self._inside)
+        self._outside = get_state()
+        set_state(self._inside)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._inside = _get_state()
-        _set_state(self._outside)
+        self._inside = get_state()
+        set_state(self._outside)

@@ -379,7 +379,8 @@ def _train(task: Task, context: Context, report: Report) -> str:
         compile=job.compile,
     )
     history = records.read_json(path.with_suffix(".json"))
-    return f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}"
+    resumed = f", taken up after epoch {history['resumed_after'][-1]}" if history["resumed_after"] else ""
+    return f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}{resumed}"
 
 
 def fresh_model(task: Task, context: Context) -> ResNet18:

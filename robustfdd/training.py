@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from robustfdd.preparation import check_compiler
 from robustfdd.provenance import versions
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import check_writable, read_json, write_json
+from robustfdd.resume import Snapshots, TrainingState, training_key
 from robustfdd.specs import Recipe
 
 
@@ -120,6 +121,7 @@ def fit(
     seed: int,
     advance: Callable[[int], None] | None = None,
     compile: bool = False,
+    snapshots: Snapshots | None = None,
 ) -> list[Epoch]:
     """Train any classifier in place.
 
@@ -133,9 +135,11 @@ def fit(
         compile: whether to run whole batches through ``torch.compile``: for long trainings on a GPU, as the first step
             takes up to minutes. Rounding differs and nothing else: one seed gives the same random numbers. What torch
             has compiled before in this process is forgotten, and compiled again where it is used again.
+        snapshots: where to begin from, and to write to after every epoch but the last; None to begin at the beginning
+            and to write nothing. What was done before is told to ``advance`` at once.
 
     Returns:
-        One entry an epoch.
+        One entry an epoch, of those before the snapshot too.
 
     Raises:
         TrainingError: the loss is no longer finite.
@@ -158,6 +162,7 @@ def fit(
     scheduler = _scheduler(optimizer, recipe, recipe.epochs * steps_per_epoch)
     generator = torch.Generator(device).manual_seed(seed)
     history: list[Epoch] = []
+    state = TrainingState(model, optimizer, scheduler, generator)
     quick = _compiled(model, device) if compile else model
     with (
         GlobalRandomness(seed),  # of the dropout masks
@@ -165,7 +170,11 @@ def fit(
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
     ):
         model.train()
-        for epoch in range(1, recipe.epochs + 1):
+        if snapshots is not None:
+            history = [Epoch(**epoch) for epoch in snapshots.begin(state)]
+            if advance is not None and history:
+                advance(len(history) * ((n // size) * size + (n % size if n % size >= 2 else 0)))
+        for epoch in range(len(history) + 1, recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = _one_epoch(
                 model, quick, split, recipe, optimizer, scheduler, generator, epoch - 1, advance
@@ -176,6 +185,8 @@ def fit(
                 )
             learning_rate = float(optimizer.param_groups[0]["lr"])
             history.append(Epoch(epoch, loss, accuracy, learning_rate, time.perf_counter() - started))
+            if snapshots is not None and epoch < recipe.epochs:
+                snapshots.take(state, [asdict(entry) for entry in history])
         model.eval()
     return history
 
@@ -192,6 +203,10 @@ def train(
     compile: bool = False,
 ) -> Checkpoint:
     """Train a model and write its checkpoint, with how it was trained beside it.
+
+    After every epoch a snapshot is written beside the checkpoint, ending in ``.partial.safetensors``. Where a training
+    was cut off, the same call goes on after its last whole epoch, to the same weights, bit for bit, on the same machine
+    as without the interruption. In the end the snapshot is removed.
 
     Args:
         model: from :func:`robustfdd.build_model`, or any classifier; trained in place, on the device it is on. Of a
@@ -214,10 +229,8 @@ def train(
         check_same_data(model.config, dataset, label or model.config.dropout)
     # A place that cannot be written to is better known before training than after it.
     check_writable(out)
-    started = time.perf_counter()
-    data = dataset.to(device_of(model))
-    history = fit(model, data.train, recipe, seed=seed, advance=advance, compile=compile)
-    seconds = time.perf_counter() - started
+    device = device_of(model)
+    data = dataset.to(device)
     provenance = {
         "recipe": recipe.model_dump(),
         "seed": seed,
@@ -226,7 +239,28 @@ def train(
         "versions": versions(),
         "code": code_version(*TRAINING),
     }
-    return _write(model, data, out, provenance, label, [asdict(epoch) for epoch in history], seconds)
+    snapshots = Snapshots(out, _key(model, provenance, device, compile=compile))
+    try:
+        history = fit(model, data.train, recipe, seed=seed, advance=advance, compile=compile, snapshots=snapshots)
+    except TrainingError:  # it would come to the same end from any of its epochs
+        snapshots.remove()
+        raise
+    epochs = [asdict(epoch) for epoch in history]
+    checkpoint = _write(model, data, out, provenance, label, epochs, snapshots.seconds, snapshots.resumed_after)
+    snapshots.remove()
+    return checkpoint
+
+
+def _key(model: nn.Module, provenance: Mapping[str, Any], device: torch.device, *, compile: bool) -> str:
+    """What the weights of a training depend on; ``model`` as it is before."""
+    return training_key(
+        # The code that counts is named by itself.
+        {**provenance, "versions": {k: v for k, v in provenance["versions"].items() if k != "robustfdd source"}},
+        asdict(model.config) if isinstance(model, ResNet18) else repr(model),
+        weights_digest(model),
+        device.type,
+        compile,
+    )
 
 
 def adopt_weights(model: nn.Module, trained: Path, dataset: Dataset, *, out: Path, label: str) -> Checkpoint:
@@ -243,7 +277,9 @@ def adopt_weights(model: nn.Module, trained: Path, dataset: Dataset, *, out: Pat
     model.load_state_dict(load_model(trained).state_dict())
     provenance = {**source.provenance, "weights_of": trained.name}
     data = dataset.to(device_of(model))
-    return _write(model.eval(), data, out, provenance, label, history["epochs"], history["seconds"])
+    return _write(
+        model.eval(), data, out, provenance, label, history["epochs"], history["seconds"], history["resumed_after"]
+    )
 
 
 def _write(
@@ -254,6 +290,7 @@ def _write(
     label: str | None,
     epochs: list[dict[str, Any]],
     seconds: float,
+    resumed_after: list[int],
 ) -> Checkpoint:
     """The checkpoint of a trained model, and beside it how it was trained and how good it is."""
     seed = provenance["seed"]
@@ -271,6 +308,7 @@ def _write(
             "clean_accuracy": float(correct.double().mean()),
             "n_test": len(correct),
             "seconds": seconds,
+            "resumed_after": resumed_after,
             "parameters": sum(p.numel() for p in model.parameters()),
             "epochs": epochs,
         },

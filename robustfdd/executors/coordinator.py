@@ -11,7 +11,8 @@ from robustfdd.executors.base import Advanced, Event, Executor, Finished, Starte
 from robustfdd.journal import Journal
 from robustfdd.progress import Display
 from robustfdd.records import Failure
-from robustfdd.tasks import Context, Done, Job, Task, discard, is_done, state_of_checkpoint
+from robustfdd.resume import snapshot_path
+from robustfdd.tasks import Context, Done, Job, Task, checkpoint_path, discard, is_done, state_of_checkpoint
 from robustfdd.units import failure_of
 
 #: Seconds between two lines of the journal about a task that goes on.
@@ -120,6 +121,8 @@ class _Coordinator:
             outcome = Done()  # it died after it had written its result
         self._over[task.name] = isinstance(outcome, Done)
         if isinstance(outcome, Done):
+            if task.kind == "train":  # one killed between its last two steps left it
+                snapshot_path(checkpoint_path(self._job.run, task.name)).unlink(missing_ok=True)
             (self._job.run / "failures" / f"{task.name}.json").unlink(missing_ok=True)
             self._journal.tell("found" if outcome.found else "done", task.name)
             if outcome.found:
