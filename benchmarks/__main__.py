@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     add("--dropout-batches", nargs="+", type=_count, default=[64], help="images a step")
     add("--dropout-steps", type=_count, default=none, help="pairs of steps (default: 25, quick 6)")
     add("--training-images", type=_count, default=none, help="images of an epoch (default: 3000, CUDA all, quick 512)")
+    add("--cluster-epochs", type=_count, default=none, help="of each of four networks (default: 6, quick 1)")
     add("--compile", action="store_true", help="on the CPU too, measure what goes through torch.compile")
     return options
 
@@ -106,6 +107,7 @@ def settings_from(given: argparse.Namespace, device: torch.device) -> Settings:
         training_images=getattr(given, "training_images", 512 if quick else 10**9 if cuda else 3000),
         compiled=compiled,
         threads=given.threads,
+        cluster_epochs=getattr(given, "cluster_epochs", 1 if quick else 6),
     )
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.cases import Case
+from benchmarks.cluster import Size, run_cluster
 from benchmarks.dropout import run_dropouts
 from benchmarks.figures import dropout_figure, sweep_figure, training_figure
 from benchmarks.progress import Bar
@@ -23,6 +25,7 @@ from benchmarks.subject import make_subject
 from benchmarks.sweep import run_sweeps
 from benchmarks.tables import (
     Table,
+    cluster_tables,
     dropout_tables,
     fill_page,
     sweep_tables,
@@ -35,10 +38,10 @@ from benchmarks.training import TrainingData, run_training
 from robustfdd import provenance
 from robustfdd.datasets import Dataset
 
-Part = Literal["sweep", "dropout", "training"]
+Part = Literal["sweep", "dropout", "training", "cluster"]
 PARTS: tuple[Part, ...] = get_args(Part)
 #: Packages of a record that robustfdd itself does not keep.
-_PEERS = ("adv-lib", "pandas", "matplotlib")
+_PEERS = ("adv-lib", "pandas", "matplotlib", "ray")
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Settings:
         contenders: who sweeps.
         images: test images of a sweep.
         batch_size: images attacked at once.
-        repeats: counted rounds of sweeps and training.
+        repeats: counted rounds of sweeps, of training and of studies on clusters.
         width: of the network that is swept and trained; the sweep takes that of the checkpoint where one is given.
         epochs: of the network that is swept, where none is given.
         dropouts: which are timed; all where empty.
@@ -61,6 +64,7 @@ class Settings:
         training_images: images of an epoch.
         compiled: whether to train through ``torch.compile`` too.
         threads: of torch, in every process.
+        cluster_epochs: of each network of the study that is run on clusters.
     """
 
     parts: tuple[Part, ...]
@@ -78,6 +82,7 @@ class Settings:
     training_images: int
     compiled: bool
     threads: int
+    cluster_epochs: int
 
 
 def benchmark(
@@ -109,84 +114,123 @@ def benchmark(
     out.mkdir(parents=True, exist_ok=True)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
-    tables: dict[str, Sequence[Table]] = {}
-    measured: dict[Part, pd.DataFrame] = {}
     record = _record(settings, dataset, device, command)
-    notes: list[str] = []
+    results = _Results(out)
     try:
-        with Bar(console) as bar, tempfile.TemporaryDirectory() as folder:
+        with Bar(console) as bar:
             if "sweep" in settings.parts:
-                bar.begin("training the network to be attacked" if checkpoint is None else "reading the network", 1)
-                subject = make_subject(
-                    dataset,
-                    checkpoint,
-                    folder=Path(folder),
-                    width=settings.width,
-                    epochs=settings.epochs,
-                    n_images=settings.images,
-                    batch_size=settings.batch_size,
-                    device=device,
-                )
-                bar.advance("done")
-                record["subject"] = subject.about
-                swept = run_sweeps(
-                    subject,
-                    settings.cases,
-                    settings.contenders,
-                    repeats=settings.repeats,
-                    threads=settings.threads,
-                    bar=bar,
-                )
-                notes += swept.notes
-                measured["sweep"] = swept.summary
-                tables["sweep"] = sweep_tables(swept.summary, swept.answers, settings.repeats)
-                write_tables(out, "sweep", swept.summary, tables["sweep"])
-                swept.answers.to_csv(out / "sweep-answers.csv", index=False)
-                swept.rounds.to_csv(out / "sweep-rounds.csv", index=False)
-                if "ratio" in swept.summary:
-                    sweep_figure(swept.summary, out / "sweep.png")
+                record["subject"] = _sweep(settings, dataset, checkpoint, device, bar, results)
             if "dropout" in settings.parts:
-                measured["dropout"] = run_dropouts(
-                    dataset,
-                    settings.dropouts,
-                    widths=settings.dropout_widths,
-                    batch_sizes=settings.dropout_batches,
-                    steps=settings.dropout_steps,
-                    device=device,
-                    bar=bar,
-                )
-                tables["dropout"] = dropout_tables(measured["dropout"])
-                write_tables(out, "dropout", measured["dropout"], tables["dropout"])
-                dropout_figure(measured["dropout"], out / "dropout.png")
+                _dropout(settings, dataset, device, bar, results)
             if "training" in settings.parts:
-                rounds, measured["training"], found = run_training(
-                    TrainingData.of(dataset, settings.training_images, width=settings.width, device=device),
-                    repeats=settings.repeats,
-                    threads=settings.threads,
-                    compiled=settings.compiled,
-                    bar=bar,
-                )
-                notes += found
-                tables["training"] = training_tables(measured["training"], settings.repeats)
-                write_tables(out, "training", measured["training"], tables["training"])
-                rounds.to_csv(out / "training-rounds.csv", index=False)
-                training_figure(measured["training"], out / "training.png")
+                _training(settings, dataset, device, bar, results)
+            if "cluster" in settings.parts:
+                _cluster(settings, dataset, bar, results)
     finally:
         torch.set_num_threads(threads_before)
-    targets = target_table(*(measured.get(part) for part in PARTS))
+    targets = target_table(*(results.measured.get(part) for part in PARTS))
     if len(targets):
-        tables["targets"] = target_tables(targets)
-        write_tables(out, "targets", targets, tables["targets"])
-    tables["hardware"] = [_hardware_table(record)]
-    _write_record(out, {**record, "notes": notes}, tables["hardware"][0])
+        results.add("targets", targets, target_tables(targets))
+    results.tables["hardware"] = [_hardware_table(record)]
+    _write_record(out, {**record, "notes": results.notes}, results.tables["hardware"][0])
     if page is not None:
         fill_page(page, out.parent)
     if console is not None:
-        for table in (table for several in tables.values() for table in several):
+        for table in (table for several in results.tables.values() for table in several):
             table.print(console)
-        for note in notes:
+        for note in results.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
     return out
+
+
+class _Results:
+    """What was measured, written as it comes.
+
+    Args:
+        out: the folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.tables: dict[str, Sequence[Table]] = {}
+        self.measured: dict[str, pd.DataFrame] = {}
+        self.notes: list[str] = []
+
+    def add(self, name: str, frame: pd.DataFrame, tables: Sequence[Table], **details: pd.DataFrame) -> None:
+        """Write the numbers of a part, and in files of their own what they were computed from."""
+        self.measured[name], self.tables[name] = frame, tables
+        write_tables(self.out, name, frame, tables)
+        for detail, rows in details.items():
+            rows.to_csv(self.out / f"{name}-{detail}.csv", index=False)
+
+
+def _sweep(
+    settings: Settings, dataset: Dataset, checkpoint: Path | None, device: torch.device, bar: Bar, results: _Results
+) -> dict[str, Any]:
+    """The sweeps; what is said of the network in the record."""
+    bar.begin("training the network to be attacked" if checkpoint is None else "reading the network", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        subject = make_subject(
+            dataset,
+            checkpoint,
+            folder=Path(folder),
+            width=settings.width,
+            epochs=settings.epochs,
+            n_images=settings.images,
+            batch_size=settings.batch_size,
+            device=device,
+        )
+        bar.advance("done")
+        swept = run_sweeps(
+            subject,
+            settings.cases,
+            settings.contenders,
+            repeats=settings.repeats,
+            threads=settings.threads,
+            bar=bar,
+        )
+    results.notes += swept.notes
+    tables = sweep_tables(swept.summary, swept.answers, settings.repeats)
+    results.add("sweep", swept.summary, tables, answers=swept.answers, rounds=swept.rounds)
+    if "ratio" in swept.summary:
+        sweep_figure(swept.summary, results.out / "sweep.png")
+    return dict(subject.about)
+
+
+def _dropout(settings: Settings, dataset: Dataset, device: torch.device, bar: Bar, results: _Results) -> None:
+    found = run_dropouts(
+        dataset,
+        settings.dropouts,
+        widths=settings.dropout_widths,
+        batch_sizes=settings.dropout_batches,
+        steps=settings.dropout_steps,
+        device=device,
+        bar=bar,
+    )
+    results.add("dropout", found, dropout_tables(found))
+    dropout_figure(found, results.out / "dropout.png")
+
+
+def _training(settings: Settings, dataset: Dataset, device: torch.device, bar: Bar, results: _Results) -> None:
+    rounds, found, notes = run_training(
+        TrainingData.of(dataset, settings.training_images, width=settings.width, device=device),
+        repeats=settings.repeats,
+        threads=settings.threads,
+        compiled=settings.compiled,
+        bar=bar,
+    )
+    results.notes += notes
+    results.add("training", found, training_tables(found, settings.repeats), rounds=rounds)
+    training_figure(found, results.out / "training.png")
+
+
+def _cluster(settings: Settings, dataset: Dataset, bar: Bar, results: _Results) -> None:
+    if find_spec("ray") is None:
+        results.notes.append("cluster is left out: Ray is not installed; pip install 'robustfdd[ray]'")
+        return
+    size = Size(dataset.name, settings.images, settings.width, settings.cluster_epochs)
+    rounds, found = run_cluster(size, repeats=settings.repeats, bar=bar)
+    results.add("cluster", found, cluster_tables(found, settings.repeats), rounds=rounds)
 
 
 def _write_record(out: Path, record: dict[str, Any], table: Table) -> None:

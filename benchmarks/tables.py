@@ -171,6 +171,20 @@ def training_tables(training: pd.DataFrame, n_rounds: int) -> list[Table]:
     return [Table("Training throughput", columns, rows, caption)]
 
 
+def cluster_tables(cluster: pd.DataFrame, n_rounds: int) -> list[Table]:
+    """One row for each number of nodes."""
+    rows = [
+        [str(row["nodes"]), number(row["seconds"]), _with_interval(row), "yes" if row["same"] else "NO"]
+        for _, row in cluster.iterrows()
+    ]
+    columns = ["nodes of one core", "seconds", "to one node", "same outcomes"]
+    caption = (
+        f"A study of {int(cluster['units'].iloc[0])} units, {n_rounds} times on each cluster, with the time that "
+        f"workers take to start; to one node: the median ratio, with {_interval_words(n_rounds)}."
+    )
+    return [Table("A study on a Ray cluster", columns, rows, caption)]
+
+
 def target_tables(targets: pd.DataFrame) -> list[Table]:
     """One row for each target."""
     rows = [

@@ -122,8 +122,24 @@ def _training(training: pd.DataFrame) -> Iterator[tuple[Target, pd.DataFrame]]:
         yield Target(f"training in {precision}: images a second of robustfdd to the plain loop", 1.3, True), found
 
 
+def _cluster(cluster: pd.DataFrame) -> Iterator[tuple[Target, pd.DataFrame]]:
+    rows = cluster[cluster["nodes"] == 2]
+    found = pd.DataFrame(
+        {
+            "where": rows["units"].astype(str) + " units",
+            "ratio": rows["ratio"],
+            "low": rows["ratio_low"],
+            "high": rows["ratio_high"],
+        }
+    )
+    yield Target("a study on two one-core nodes of Ray to one node", 0.65, False), found
+
+
 def target_table(
-    sweep: pd.DataFrame | None, dropout: pd.DataFrame | None, training: pd.DataFrame | None
+    sweep: pd.DataFrame | None,
+    dropout: pd.DataFrame | None,
+    training: pd.DataFrame | None,
+    cluster: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row for each target that something was measured for.
 
@@ -131,6 +147,7 @@ def target_table(
         sweep: the summary of :func:`benchmarks.sweep.run_sweeps`.
         dropout: from :func:`benchmarks.dropout.run_dropouts`.
         training: the summary of :func:`benchmarks.training.run_training`.
+        cluster: the summary of :func:`benchmarks.cluster.run_cluster`.
     """
     pairs: list[tuple[Target, pd.DataFrame]] = []
     if sweep is not None and len(sweep):
@@ -139,5 +156,7 @@ def target_table(
         pairs += _dropouts(dropout)
     if training is not None and len(training):
         pairs += _training(training)
+    if cluster is not None and len(cluster):
+        pairs += _cluster(cluster)
     table: pd.DataFrame = pd.DataFrame([target.judged(found) for target, found in pairs if len(found)])
     return table

@@ -273,6 +273,7 @@ SETTINGS = Settings(
     training_images=32,
     compiled=False,
     threads=1,
+    cluster_epochs=1,
 )
 
 
