@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import LIBRARIES, AttackSpec, AttackUse, EngineName, Method, Spec, StudySpec
+from robustfdd.text import is_clean, shortened, shown
 from robustfdd.threat import Norm
 
 if sys.version_info >= (3, 11):
@@ -25,6 +26,12 @@ else:
     import tomli as tomllib
 
 _PACKAGE = Path(__file__).resolve().parent
+
+#: How many mistakes of a file are told at once.
+_MOST_MISTAKES = 12
+
+#: What pydantic adds to the place of a value that may be of several kinds (:data:`robustfdd.specs.Scalar`).
+_KINDS = [("bool",), ("int",), ("float",), ("str",)]
 
 SpecT = TypeVar("SpecT", bound=Spec)
 
@@ -53,7 +60,7 @@ def study_names() -> list[str]:
 
 def hint(name: str, allowed: Sequence[str]) -> str:
     """``"; allowed: …"``, led by the closest match if there is one, for messages about an unknown name."""
-    close = difflib.get_close_matches(name, allowed, n=1)
+    close = difflib.get_close_matches(name[:100], allowed, n=1)
     return (f"; did you mean {close[0]!r}?" if close else "") + f"; allowed: {', '.join(allowed)}"
 
 
@@ -62,12 +69,17 @@ def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
         path = Path(name_or_path)
-        if not path.is_file():
-            raise ConfigurationError(f"{path}: {'not a file' if path.exists() else f'no such {kind} file'}")
+        try:
+            if not path.is_file():
+                raise ConfigurationError(
+                    f"{shortened(str(path))}: {'not a file' if path.exists() else f'no such {kind} file'}"
+                )
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise ConfigurationError(f"{shortened(str(path))}: cannot be read ({error.strerror})") from error
         return path
     if text not in _names(folder):
         raise ConfigurationError(
-            f"unknown {kind} {text!r}{hint(text, _names(folder))}; or give the path of a .toml file"
+            f"unknown {kind} {shown(text)}{hint(text, _names(folder))}; or give the path of a .toml file"
         )
     return _folder(folder) / f"{text}.toml"
 
@@ -77,8 +89,10 @@ def _read(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({error})") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: not valid TOML: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{path}: tables or arrays are nested too deeply") from None
+    except ValueError as error:  # of TOML, and of Python for a number of too many digits
+        raise ConfigurationError(f"{path}: not valid TOML: {shortened(str(error))}") from error
 
 
 def _is_spec(annotation: object) -> TypeGuard[type[Spec]]:
@@ -107,13 +121,19 @@ def _spec_within(annotation: object) -> type[Spec] | None:
 def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
     lines = []
     problems = error.errors()
+    found = {problem["loc"] for problem in problems}
     for problem in problems:
         location = problem["loc"]
         # A list whose entries are wrong is also reported as too short.
         inside = any(other["loc"][: len(location)] == location for other in problems if other is not problem)
         if problem["type"] == "too_short" and inside:
             continue
-        key = ".".join(str(part) for part in location) or "(file)"
+        message = problem["msg"].removeprefix("Value error, ")
+        if location[-1:] in _KINDS and (*location[:-1], *_KINDS[0]) in found:  # told once for each kind that it may be
+            if location[-1:] != _KINDS[0]:
+                continue
+            location, message = location[:-1], "Input should be a finite number, a string, true or false"
+        key = shortened(".".join(str(part) for part in location)) or "(file)"
         if problem["type"] == "extra_forbidden":
             model = _spec_at(spec, location[:-1])
             allowed = [f.alias or name for name, f in model.model_fields.items()] if model else []
@@ -121,11 +141,25 @@ def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
         elif problem["type"] == "missing":
             lines.append(f"key {key!r} is missing")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
             given = problem["input"]
-            shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool | list | tuple) else ""
-            lines.append(f"{key}: {message}{shown}")
+            value = f" (given: {shown(given)})" if isinstance(given, str | int | float | bool | list | tuple) else ""
+            lines.append(f"{key}: {message}{value}")
+    if len(lines) > _MOST_MISTAKES:
+        lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} mistakes more"]
     return f"{source}: " + f"\n{source}: ".join(lines)
+
+
+def _beyond_64_bits(content: object) -> str | None:
+    """Where there is a whole number that TOML need not have; it cannot be computed with, written or even shown."""
+    left = [("", content)]
+    while left:
+        at, value = left.pop()
+        if isinstance(value, int) and abs(value) >= 2**63:
+            return shortened(at.removeprefix("."))
+        if isinstance(value, (Mapping, list)):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [(f"{at}.{key}"[-500:], item) for key, item in items]
+    return None
 
 
 def parse(spec: type[SpecT], content: Mapping[str, Any], source: str) -> SpecT:
@@ -139,6 +173,8 @@ def parse(spec: type[SpecT], content: Mapping[str, Any], source: str) -> SpecT:
     Raises:
         ConfigurationError: one line for each mistake, naming source, key and what is allowed.
     """
+    if (key := _beyond_64_bits(content)) is not None:
+        raise ConfigurationError(f"{source}: {key}: a whole number must be less than 2**63 in magnitude")
     try:
         return spec.model_validate(content)
     except ValidationError as error:
@@ -167,11 +203,17 @@ def apply_override(content: dict[str, Any], assignment: str) -> None:
     """
     key, separator, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
+    if not is_clean(assignment.replace("\n", "").replace("\t", "")):
+        raise ConfigurationError(f"--set {shown(assignment)}: has control characters, or bytes that are no UTF-8")
     if not separator or not all(parts):
-        raise ConfigurationError(f"--set {assignment}: must have the form key=value, for example recipe.epochs=5")
+        raise ConfigurationError(
+            f"--set {shortened(assignment)}: must have the form key=value, for example recipe.epochs=5"
+        )
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise ConfigurationError(f"--set {shortened(assignment)}: tables or arrays are nested too deeply") from None
+    except ValueError:
         value = text
     table: Any = content
     for part in parts[:-1]:
@@ -196,7 +238,7 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
     content = _read(path)
     for assignment in overrides:
         apply_override(content, assignment)
-    source = str(path) + (f" with --set {' --set '.join(overrides)}" if overrides else "")
+    source = str(path) + (f" with --set {' --set '.join(map(shortened, overrides))}" if overrides else "")
     study = parse(StudySpec, content, source)
     if only:
         labels = [m.label for m in study.methods]

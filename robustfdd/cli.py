@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from robustfdd import __version__, catalogue, records
@@ -48,6 +50,7 @@ from robustfdd.specs import (
     AttackUse,
     EpsUnit,
     Method,
+    ModelOptions,
     Normalization,
     Placement,
     Precision,
@@ -56,6 +59,7 @@ from robustfdd.specs import (
     pixel_eps,
 )
 from robustfdd.status import Status, read_status
+from robustfdd.text import is_clean, on_one_screen, printable, shortened
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -144,19 +148,23 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
             with _ending_in_order():
                 return command(*args, **kwargs)
         except RobustFDDError as error:
-            err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {error}")
             raise typer.Exit(2) from None
         except UnitError as error:
-            err_console.print(f"failed: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"failed: {error}")
             raise typer.Exit(1) from None
         except OSError as error:  # a disk that is full, a place that cannot be written to
-            err_console.print(f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+            _complain(f"error: {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as error:
             err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
 
     return wrapped
+
+
+def _complain(message: str) -> None:
+    err_console.print(on_one_screen(message), style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -285,7 +293,7 @@ def plan_(
     )
     done = done_already(prepared) if out is not None else set()
     seconds = seconds_per_pass(prepared)
-    table = Table(title=prepared.job.study.title, title_justify="left", title_style="bold")
+    table = Table(title=_cell(prepared.job.study.title), title_justify="left", title_style="bold")
     table.add_column("model")
     table.add_column("unit")
     for column in ("passes", "time"):
@@ -297,7 +305,7 @@ def plan_(
         for task in (task for task in prepared.tasks if task.model == model):
             what = f"{task.unit.attack.title} {task.unit.norm} {task.unit.engine}" if task.unit else task.kind
             row = [model, what, _count(task.cost), duration(task.cost * seconds)]
-            table.add_row(*row, *([] if out is None else ["done" if task.name in done else "left"]))
+            table.add_row(*map(_cell, row), *([] if out is None else ["done" if task.name in done else "left"]))
         table.add_section()
     left = [task for task in prepared.tasks if task.name not in done]
     for title, tasks in (("all", prepared.tasks), *([] if out is None else [("left", left)])):
@@ -310,6 +318,11 @@ def plan_(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _cell(text: str) -> Text:
+    """Text in a table as it stands, whatever console markup it looks like."""
+    return Text(shortened(printable(text), 200))
 
 
 def _count(passes: float) -> str:
@@ -348,6 +361,9 @@ def status(run: Annotated[Path, typer.Argument(help="A run directory; it may be 
         _say_plainly(out_console, f"failed: {entry.name}: {entry.reason}")
     for entry in found.of("blocked"):
         _say_plainly(out_console, f"not run: {entry.name}: {entry.reason}")
+    for entry in found.of("left"):
+        if entry.reason:  # it was done, and its file is damaged
+            _say_plainly(out_console, f"to be done again: {entry.name}: {entry.reason}")
     if found.seconds_left is not None and found.of("left", "running"):
         _say_plainly(out_console, f"about {duration(found.seconds_left)} left")
 
@@ -364,7 +380,7 @@ def _state_in_words(found: Status) -> str:
 
 
 def _say_plainly(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _audit_run(directory: Path, data_root: Path | None, device: str, batch_size: int) -> None:
@@ -373,7 +389,7 @@ def _audit_run(directory: Path, data_root: Path | None, device: str, batch_size:
     notes = audit_run(directory, data_root=data_root, device=target, batch_size=batch_size, console=err_console)
     for note in notes:
         if note.kind == "skipped":  # what failed is named with the failures
-            err_console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+            _say_plainly(err_console, f"note: {note}")
 
 
 def _analyse(directory: Path, data_root: Path | None, device: str) -> None:
@@ -381,10 +397,10 @@ def _analyse(directory: Path, data_root: Path | None, device: str) -> None:
     try:
         notes = analyse_run(directory, data_root=data_root, device=resolve_device(device), console=err_console)
     except ConfigurationError as error:  # the report of a run from a machine with a GPU, made on one without
-        err_console.print(f"note: analysis skipped: {error}", markup=False, highlight=False, soft_wrap=True)
+        _say_plainly(err_console, f"note: analysis skipped: {error}")
         return
     for text in dict.fromkeys(f"{note.kind}: {note.message}" for note in notes):
-        err_console.print(f"note: analysis {text}", markup=False, highlight=False, soft_wrap=True)
+        _say_plainly(err_console, f"note: analysis {text}")
 
 
 def _conclude(directory: Path, status: Status | None = None) -> None:
@@ -411,7 +427,7 @@ def _print_tables(found: records.Run) -> None:
     out_console.print(audit_text(found))
     for disagreement in disagreements(found):
         err_console.print(
-            f"warning: {disagreement}", style="bold yellow", markup=False, highlight=False, soft_wrap=True
+            printable(f"warning: {disagreement}"), style="bold yellow", markup=False, highlight=False, soft_wrap=True
         )
 
 
@@ -441,6 +457,8 @@ def train(
     """Train one model and write its checkpoint."""
     if out.suffix != ".safetensors":
         raise ConfigurationError(f"--out {out}: a checkpoint's name must end in .safetensors")
+    if not is_clean(str(out)):  # the name is written into the record of the training
+        raise ConfigurationError(f"--out {out}: has control characters, or bytes that are no UTF-8")
     recipe_values: dict[str, Any] = {"epochs": epochs}
     for assignment in set_ or ():
         catalogue.apply_override(recipe_values, assignment)
@@ -449,6 +467,7 @@ def train(
     for assignment in option or ():
         catalogue.apply_override(options, assignment)
     method = catalogue.parse(Method, {"dropout": dropout, "placement": placement, "options": options}, "train --option")
+    catalogue.parse(ModelOptions, {"width": width}, "train --width")
     target = resolve_device(device)
     data = load_dataset(dataset, root=data_root)
     model = build_model(
@@ -466,12 +485,10 @@ def train(
         checkpoint = train_model(model, data, recipe, seed=seed, out=out, advance=display.advance, compile=compile)
         history = records.read_json(out.with_suffix(".json"))
         display.finish()
-    out_console.print(
+    _say_plainly(
+        out_console,
         f"clean accuracy {100 * history['clean_accuracy']:.2f} % on {history['n_test']} test images\n"
         f"checkpoint: {checkpoint.path}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -725,7 +742,7 @@ def report(
             _analyse(directory, data_root, device)
     page = write_report(runs, out=out)
     _print_tables(combine([records.load_run(directory) for directory in runs]))
-    out_console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+    _say_plainly(out_console, f"report: {page}")
 
 
 @app.command()
@@ -757,7 +774,7 @@ def compare(
     for comparison in comparisons:
         out_console.print(comparison_text(comparison))
     for path in sorted(folder.glob("*compare.*")):
-        out_console.print(f"comparison: {path}", markup=False, highlight=False, soft_wrap=True)
+        _say_plainly(out_console, f"comparison: {path}")
 
 
 @app.command("list")
@@ -813,4 +830,7 @@ def list_(
 
 def main() -> None:
     """Entry point of the ``robustfdd`` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the encoding of a terminal or a pipe lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     app()

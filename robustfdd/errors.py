@@ -32,6 +32,10 @@ class RunDirectoryError(RobustFDDError):
     """A run directory is missing, damaged or belongs to another study."""
 
 
+class OutOfSpaceError(RobustFDDError):
+    """There is no room for a file: the disk is full, or a quota is used up."""
+
+
 class RunLockedError(RobustFDDError):
     """Another process works in the run directory."""
 

@@ -30,7 +30,7 @@ from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError, DatasetError, RobustFDDError, UnitError
 from robustfdd.executors import Executor, Inline, coordinate
-from robustfdd.locking import exclusive
+from robustfdd.locking import exclusive, resolved
 from robustfdd.manifest import (
     check_run_directory,
     check_same_run,
@@ -192,8 +192,8 @@ def prepare_evaluation(
         described=manifest["study"],
         audit=audited,
     )
-    root = data_root.resolve() if data_root is not None else None
-    job = Job(run.resolve(), study, manifest, root, str(target), audited, batch_size, compile)
+    root = resolved(data_root) if data_root is not None else None
+    job = Job(resolved(run), study, manifest, root, str(target), audited, batch_size, compile)
     # Of a cluster's devices this machine may have none; what is done already can be seen without.
     return Prepared(tasks, job, Context(job if local else replace(job, device="cpu"), dataset))
 

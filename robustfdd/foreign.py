@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from robustfdd.errors import CheckpointError, ConfigurationError
+from robustfdd.models import read_weights
 
 
 def load_factory(reference: str, weights: Path | None) -> nn.Module:
@@ -43,7 +45,9 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"--weights {path}: no such file")
     try:
         if path.suffix == ".safetensors":
-            state: dict[str, Any] = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                ours = "robustfdd" in (file.metadata() or {})  # then there is a digest to hold it against
+            state: dict[str, Any] = read_weights(path) if ours else load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):

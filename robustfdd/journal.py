@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -50,8 +51,9 @@ class Journal:
 
     def _write(self, **content: object) -> None:
         line = json.dumps({"at": datetime.now(timezone.utc).isoformat(timespec="seconds"), **content})
-        # The line before may have been cut off by a crash, so each begins on a new one.
-        with self._path.open("a", encoding="utf-8") as stream:
+        # The line before may have been cut off by a crash, so each begins on a new one. Nothing depends on the journal:
+        # it does not end a run on a disk that is full.
+        with suppress(OSError), self._path.open("a", encoding="utf-8") as stream:
             stream.write(f"\n{line}" if self._path.stat().st_size else line)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from robustfdd.errors import RunDirectoryError, RunLockedError
+from robustfdd.text import shortened
 
 LOCK, NOTE = ".lock", ".lock.json"
 #: Where files are written atomically, so that a killed writer may have left a part of one.
@@ -57,9 +58,21 @@ def holder(run: Path) -> Holder | None:
         return None
 
 
+def resolved(path: Path) -> Path:
+    """A path without links and relative parts.
+
+    Raises:
+        RunDirectoryError: its links lead in a circle, or it is no path at all.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise RunDirectoryError(f"{shortened(str(path))}: leads nowhere ({error})") from error
+
+
 def is_held(run: Path) -> bool:
     """Whether a process holds a run directory; by the note alone where the lock cannot be tried."""
-    if run.resolve() in _held:
+    if resolved(run) in _held:
         return True
     if not (run / LOCK).exists():
         return False
@@ -82,7 +95,7 @@ def exclusive(run: Path) -> Iterator[None]:
         RunLockedError: another process holds it; the message says which, as far as that is known.
         RunDirectoryError: the directory or the lock in it cannot be made.
     """
-    key = run.resolve()
+    key = resolved(run)
     if key in _held:
         _held[key] += 1
         try:
@@ -100,8 +113,10 @@ def exclusive(run: Path) -> Iterator[None]:
             f"{run}: in use by {who or 'another process'}; wait until it is done, end it, or name another directory "
             f"with --out (`robustfdd status {run}` shows how far it is)"
         ) from None
-    except (OSError, NotImplementedError) as error:
-        raise RunDirectoryError(f"{run}: cannot be locked ({error}); the file system must allow file locks") from error
+    except (OSError, NotImplementedError, RecursionError) as error:  # the last one of a path of a thousand folders
+        raise RunDirectoryError(
+            f"{shortened(str(run))}: cannot be locked ({error}); the file system must allow file locks"
+        ) from error
     try:
         _held[key] = 1
         _leave_note(run)

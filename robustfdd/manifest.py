@@ -19,6 +19,7 @@ from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
 from robustfdd.locking import LOCK, NOTE
 from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Precision, Protocol, StudySpec
+from robustfdd.text import printable
 from robustfdd.threat import Norm
 from robustfdd.units import AttackUnit, Subject
 
@@ -170,7 +171,7 @@ def check_run_directory(run: Path) -> None:
     Raises:
         RunDirectoryError: it holds something else.
     """
-    if (run / "manifest.json").is_file() or not run.exists():
+    if (run / records.MANIFEST).exists() or not run.exists():
         return
     if not run.is_dir() or any(path.name not in (LOCK, NOTE) for path in run.iterdir()):
         raise RunDirectoryError(f"{run}: exists and is no run directory; name an empty or a new one with --out")
@@ -201,10 +202,13 @@ def check_same_run(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | N
         RunDirectoryError: it holds something else.
     """
     check_run_directory(run)
-    path = run / "manifest.json"
-    if not path.is_file():
+    path = run / records.MANIFEST
+    if not path.exists():
         return None
-    found = records.read_json(path)
+    try:
+        found = records.read_json(path)
+    except RunDirectoryError as error:
+        raise RunDirectoryError(f"{error}, or name another directory with --out") from error
     # Through JSON, so that what was written and what would be written are compared in the same form.
     different = list(_differences(_identity(found), json.loads(json.dumps(_identity(manifest)))))
     if different:
@@ -219,7 +223,7 @@ def open_run(run: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
     Raises:
         RunDirectoryError: it holds something else; nothing in it is touched.
     """
-    path = run / "manifest.json"
+    path = run / records.MANIFEST
     found = check_same_run(run, manifest)
     if found is None:
         records.write_json(path, manifest)
@@ -272,4 +276,5 @@ def make_manifest(
 def command_line() -> str:
     """The command that is running, for the manifest."""
     program = Path(sys.argv[0]).name
-    return " ".join(["python -m robustfdd" if program == "__main__.py" else program, *sys.argv[1:]])
+    # A file name that is not UTF-8 has lone surrogates here, which no JSON file can hold.
+    return printable(" ".join(["python -m robustfdd" if program == "__main__.py" else program, *sys.argv[1:]]))

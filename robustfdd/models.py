@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from robustfdd.checksums import json_checksum
+from robustfdd.classifier import tensor_digest
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
@@ -29,7 +31,7 @@ from robustfdd.records import write_atomically
 from robustfdd.specs import Normalization, Placement, Scalar
 
 #: Raised with every change that an older reader would misread.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 N_STAGES = 4
 
 
@@ -237,41 +239,66 @@ def save_model(model: nn.Module, path: Path, provenance: Mapping[str, Any]) -> C
         provenance: what JSON can hold; kept in the file's header.
     """
     config = model.config if isinstance(model, ResNet18) else None
+    # Copies, because a file may not hold one piece of memory under two names.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     header = {
         "format": CHECKPOINT_FORMAT,
         "config": asdict(config) if config else None,
         "provenance": dict(provenance),
+        "weights_sha256": tensor_digest(dict(sorted(tensors.items()))),
     }
-    # Copies, because a file may not hold one piece of memory under two names.
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    metadata = {"robustfdd": json.dumps(header, sort_keys=True)}
+    header = json.loads(json.dumps(header, sort_keys=True))
+    # In one entry, because safetensors writes several in any order.
+    metadata = {"robustfdd": json.dumps({**header, "checksum": json_checksum(header)})}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
     return Checkpoint(path, file_sha256(path), config, dict(provenance))
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """What a checkpoint says of itself, without its weights.
+    """What a checkpoint says of itself; its weights are verified and not kept.
 
     Raises:
         CheckpointError: the file is missing, damaged, or was not written by :func:`save_model`.
     """
-    path = Path(path)
-    if not path.is_file():
+    return _read(Path(path))[0]
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: as for :func:`read_checkpoint`.
+    """
+    return _read(Path(path))[1]
+
+
+def _read(path: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
+    """A checkpoint and its weights, held against the digests in its header."""
+    if not path.exists():
         raise CheckpointError(f"{path}: no such checkpoint")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in sorted(file.keys())}
         header = json.loads(metadata["robustfdd"])
         if header["format"] != CHECKPOINT_FORMAT:
             raise CheckpointError(
                 f"{path}: checkpoint format {header['format']!r}; this version reads {CHECKPOINT_FORMAT}"
             )
+        whole = header.pop("checksum") == json_checksum(header) and header["weights_sha256"] == tensor_digest(weights)
+        if not whole:
+            raise CheckpointError(
+                f"{path}: damaged, or changed by hand: its content is not that of its digest; restore it from a copy, "
+                "or train it again"
+            )
         config = None if header["config"] is None else ModelConfig.from_json(header["config"])
+        return Checkpoint(path, file_sha256(path), config, header.get("provenance", {})), weights
     except KeyError as error:
         raise CheckpointError(f"{path}: a safetensors file, but no checkpoint of robustfdd (no {error})") from error
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # what is in a damaged file makes its readers raise errors of any kind
         raise CheckpointError(f"{path}: damaged, or no safetensors file ({error})") from error
-    return Checkpoint(path, file_sha256(path), config, header.get("provenance", {}))
 
 
 def own_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -298,14 +325,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> ResNet18
     Raises:
         CheckpointError: the file is missing, damaged, of another format, or its weights do not fit the network.
     """
-    config = own_config(read_checkpoint(path))
+    checkpoint, weights = _read(Path(path))
+    config = own_config(checkpoint)
     try:
-        with safe_open(path, framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         with GlobalRandomness(0):  # the weights are overwritten; the caller's random state must not be used for them
             model = ResNet18(config)
         model.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, ConfigurationError) as error:
+    except (RuntimeError, ConfigurationError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the network it describes ({error})") from error
     return model.to(device).to(memory_format=torch.channels_last).eval()
 

@@ -6,6 +6,7 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from robustfdd.text import printable
 
 
 def duration(seconds: float) -> str:
@@ -82,9 +85,9 @@ class Display:
     def start(self, description: str, cost: float, key: str = "") -> None:
         """Begin a unit; or once more, from nothing."""
         self._drop(key)
-        unit = self._units[key] = _Unit(description, cost)
+        unit = self._units[key] = _Unit(printable(description), cost)
         if self._bars is not None:
-            unit.bar = self._bars.add_task(description, total=max(cost, 1e-9))
+            unit.bar = self._bars.add_task(escape(unit.description), total=max(cost, 1e-9))
 
     def _drop(self, key: str) -> None:
         """Forget a unit, and what was told of it."""
@@ -120,7 +123,7 @@ class Display:
             elapsed = time.perf_counter() - self._started
             left = (self._total - self._done) * elapsed / max(self._worked, 1e-9)
             self._console.print(
-                f"{self._done / self._total:4.0%}  {unit.description}{f'  {note}' if note else ''}  "
+                f"{self._done / self._total:4.0%}  {unit.description}{f'  {printable(note)}' if note else ''}  "
                 f"[{duration(elapsed)} elapsed, about {duration(left)} left]",
                 markup=False,
                 highlight=False,
@@ -137,4 +140,4 @@ class Display:
     def say(self, message: str) -> None:
         """Print a line above the bars."""
         if self._console is not None:
-            self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(message), markup=False, highlight=False, soft_wrap=True)

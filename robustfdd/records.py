@@ -10,8 +10,10 @@ A run directory holds::
     failures/UNIT.json       a unit that failed: which, and why; it has no file under results/
     report/                  made from the above, never the other way round
 
-A *unit* is one model under one attack, norm and engine; a *cell* is a unit at one epsilon. This module imports
-neither torch nor the attack libraries, so reports can be made where they are not installed.
+A *unit* is one model under one attack, norm and engine; a *cell* is a unit at one epsilon. Every file carries a
+checksum of its content, and one that is not as it was written is never used: whoever reads it is told, and the command
+that wrote it writes it anew. This module imports neither torch nor the attack libraries, so reports can be made where
+they are not installed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,12 +32,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robustfdd.errors import RunDirectoryError
+from robustfdd.checksums import column_types, json_checksum, table_digest
+from robustfdd.errors import OutOfSpaceError, RunDirectoryError
 
 #: Raised with every change of the columns or the manifest that an older reader would misread.
-FORMAT = 2
+FORMAT = 3
+#: The name of the file that makes a folder a run directory.
+MANIFEST = "manifest.json"
 
 
 class Outcome(IntEnum):
@@ -97,6 +103,9 @@ SCHEMA = pa.schema(
         ("precision", pa.string()),  # of the passes that the attack made; predictions are always in single precision
     ]
 )
+
+#: The columns with one entry an image.
+PER_SAMPLE = ("image_index", "label", "clean_prediction", "prediction", "outcome", "distance")
 
 
 @dataclass(frozen=True)
@@ -192,7 +201,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Have ``write`` fill a temporary file, then put it in place of ``path`` in one step.
 
     A reader, or a process killed in the middle, sees the old file or the new one, never a part of one.
+
+    Raises:
+        OutOfSpaceError: the disk is full; the old file is still there.
+        OSError: it cannot be written for another reason.
     """
+    try:
+        _write_atomically(path, write)
+    except Exception as error:  # the libraries that write have an error of their own each
+        if _is_out_of_space(error):
+            raise OutOfSpaceError(
+                f"{path}: no room is left to write it; what was finished before is whole. Make room, and the same "
+                "command goes on"
+            ) from error
+        raise
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     os.close(handle)
@@ -208,6 +233,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_out_of_space(error: Exception) -> bool:
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    # From C++ and Rust the message is all there is.
+    return any(os.strerror(number) in str(error) or f"os error {number}" in str(error) for number in numbers)
 
 
 def check_writable(path: Path) -> None:
@@ -228,25 +261,55 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically, indented, with the keys in the order given. NaN is refused: it is no JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def _damaged(path: Path, what: str) -> RunDirectoryError:
+    """The error for a file of a run directory that cannot be used; it says what is wrong and what to do."""
+    again = "restore it from a copy, or give the command that wrote it again, which makes it anew"
+    advice = {
+        "models": again,
+        "results": again,
+        "analysis": "remove it, and the next report or audit remakes it",
+        "failures": "remove it",
+    }
+    folder = "" if path.name == MANIFEST else path.parent.name
+    return RunDirectoryError(f"{path}: {what}; {advice.get(folder, 'restore it from a copy')}")
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write a JSON object with its checksum, which :func:`read_json` verifies; atomically.
+
+    It is indented, with the keys in the order given and ``"checksum"`` as the last.
+
+    Raises:
+        ValueError: it holds NaN or an infinity, which are no JSON.
+    """
+    whole = {**content, "checksum": json_checksum(content)}
+    write_text(path, json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object that :func:`write_json` wrote; without its checksum.
 
     Raises:
-        RunDirectoryError: the file is missing or not a JSON object; the message names it.
+        RunDirectoryError: the file is missing, not readable, or not as it was written; the message names it.
     """
+    found = expected = None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            found = content.pop("checksum", None)
+            expected = json_checksum(content)
     except FileNotFoundError:
         raise RunDirectoryError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise RunDirectoryError(f"{path}: holds no JSON object")
+    except OSError as error:
+        raise _damaged(path, f"cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"damaged: not readable as JSON ({error})") from error
+    if expected is None:
+        raise _damaged(path, "damaged: holds no JSON object")
+    if found is None:
+        raise _damaged(path, "damaged, or written by hand or by another version: it holds no checksum")
+    if found != expected:
+        raise _damaged(path, "damaged, or changed by hand: its content is not that of its checksum")
     return content
 
 
@@ -258,48 +321,97 @@ def write_cells(path: Path, cells: Sequence[Cell], *, key: str) -> None:
         cells: the rows, at least one.
         key: what the result depends on, in short; :func:`read_key` gives it back.
     """
-    table = pa.Table.from_pylist([cell.row() for cell in cells], schema=SCHEMA)
-    table = table.replace_schema_metadata({"robustfdd.format": str(FORMAT), "robustfdd.key": key})
+    write_table(path, pa.Table.from_pylist([cell.row() for cell in cells], schema=SCHEMA), key=key)
+
+
+def write_table(path: Path, table: pa.Table, *, key: str) -> None:
+    """Write a table with format, key and the digest of all that it says, which every reader verifies; atomically."""
+    metadata = {"format": str(FORMAT), "key": key, "digest": table_digest(table, str(FORMAT), key)}
+    table = table.replace_schema_metadata({f"robustfdd.{name}": value for name, value in metadata.items()})
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
-def read_key(path: Path) -> str | None:
-    """The key that a results file was written with; None if it is missing, damaged or of another format."""
+def _read_table(path: Path) -> tuple[pa.Table, str]:
+    """A table and its key.
+
+    Raises:
+        RunDirectoryError: it is missing, not readable, of another format, or not as it was written.
+    """
     try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException):
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+        said = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+        form, key, digest = (said.get(f"robustfdd.{name}") for name in ("format", "key", "digest"))
+        whole = key is not None and digest == table_digest(table, str(form), key)
+    except FileNotFoundError:
+        raise RunDirectoryError(f"{path}: no such file") from None
+    except OSError as error:
+        # Those of Arrow have no number.
+        what = "damaged: not readable as Parquet" if error.errno is None else "cannot be read"
+        raise _damaged(path, f"{what} ({_first_line(error)})") from error
+    except Exception as error:  # what is in a damaged file makes its readers raise errors of any kind
+        raise _damaged(path, f"damaged: not readable as Parquet ({_first_line(error)})") from error
+    if form != str(FORMAT):
+        raise _damaged(path, f"no records of format {FORMAT}, which this version reads")
+    if key is None or not whole:
+        raise _damaged(path, "damaged, or changed by hand: its content is not that of its digest")
+    return table, key
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def read_key(path: Path) -> str | None:
+    """The key that results or an analysis were written with; None if the file is not there, whole and as written."""
+    try:
+        return _read_table(path)[1]
+    except RunDirectoryError:
         return None
-    if metadata.get(b"robustfdd.format") != str(FORMAT).encode():
-        return None
-    key = metadata.get(b"robustfdd.key")
-    return key.decode() if key is not None else None
 
 
 def read_cells(path: Path) -> pd.DataFrame:
     """The cells of one unit, one row a cell, with the columns of :data:`SCHEMA`.
 
     Raises:
-        RunDirectoryError: the file is damaged or has other columns; the message names it.
+        RunDirectoryError: the file is missing, damaged, has other columns, or says what cannot be; the message names
+            it.
     """
-    try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{path}: not readable as Parquet ({error})") from error
-    if table.schema.names == SCHEMA.names[:-1]:  # of a version that had no other precision
-        table = table.append_column(SCHEMA.field("precision"), pa.array(["fp32"] * table.num_rows))
-    if table.schema.names != SCHEMA.names:
-        raise RunDirectoryError(f"{path}: has other columns than a results file of format {FORMAT}")
+    table, _ = _read_table(path)
+    if column_types(table.schema) != column_types(SCHEMA):
+        raise _damaged(path, f"has other columns than a results file of format {FORMAT}")
     frame: pd.DataFrame = table.to_pandas()
+    mistake = _gap(table) or _contradiction(frame)
+    if mistake:
+        raise _damaged(path, mistake)
     return frame
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a results file can be read to its end; its key is at the end, and says nothing of the middle."""
-    try:
-        read_cells(path)
-    except RunDirectoryError:
-        return False
-    return True
+def _gap(table: pa.Table) -> str | None:
+    """Where a value is missing in the columns of results that must have one, in words."""
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        inside = pc.list_flatten(column).null_count if pa.types.is_list(column.type) else 0
+        if name != "survival_rate" and column.null_count + inside:
+            return f"a value of {name} is missing"
+    return None
+
+
+def _contradiction(frame: pd.DataFrame) -> str | None:
+    """The first thing in results that cannot be, in words: what follows from the outcomes is computed again."""
+    given = [each.name for each in fields(Cell)]
+    follows = [name for name in SCHEMA.names if name not in given]
+    for row in frame.to_dict("records"):
+        lengths = {len(row[name]) for name in PER_SAMPLE}
+        if len(lengths) > 1 or lengths == {0}:
+            return "the lists of a row have no entries, or one has more than another"
+        if not np.isin(row["outcome"], list(Outcome)).all():
+            return f"an outcome is none of {', '.join(str(int(outcome)) for outcome in Outcome)}"
+        expected = Cell(**{name: row[name] for name in given}).row()
+        for name in follows:
+            # A rate that there is not is NaN in a table.
+            found = None if name == "survival_rate" and np.isnan(row[name]) else row[name]
+            if found != expected[name]:
+                return f"{name} is {found}, where the outcomes give {expected[name]}"
+    return None
 
 
 def analysis_path(run: Path, table: str, method: str, seed: int) -> Path:
@@ -321,8 +433,7 @@ def write_analysis(run: Path, table: str, frame: pd.DataFrame, *, method: str, s
     path = analysis_path(run, table, method, seed)
     whole = pd.concat([pd.DataFrame({"method": method, "seed": seed}, index=frame.index), frame], axis="columns")
     content = pa.Table.from_pandas(whole, preserve_index=False)
-    content = content.replace_schema_metadata({"robustfdd.format": str(FORMAT), "robustfdd.key": key})
-    write_atomically(path, lambda temporary: pq.write_table(content, temporary, compression="zstd"))
+    write_table(path, content, key=key)
     return path
 
 
@@ -330,17 +441,16 @@ def read_analysis(path: Path) -> pa.Table:
     """A table of an analysis of one model.
 
     Raises:
-        RunDirectoryError: the file is damaged, of another format, or does not begin with method and seed; the message
-            names it.
+        RunDirectoryError: the file is missing, damaged, of another format, does not begin with method and seed, or is
+            of another model than its name says; the message names it.
     """
-    try:
-        content = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise RunDirectoryError(f"{path}: not readable as Parquet ({error})") from error
-    if (content.schema.metadata or {}).get(b"robustfdd.format") != str(FORMAT).encode():
-        raise RunDirectoryError(f"{path}: no analysis of format {FORMAT}; remove it, and the next analysis remakes it")
-    if content.schema.names[:2] != ["method", "seed"]:
-        raise RunDirectoryError(f"{path}: an analysis must begin with the columns method and seed")
+    content, _ = _read_table(path)
+    if column_types(content.schema)[:2] != [("method", "string"), ("seed", "int64")]:
+        raise _damaged(path, "an analysis must begin with the columns method and seed")
+    models = set(zip(content["method"].to_pylist(), content["seed"].to_pylist(), strict=True))
+    table = path.stem.partition("--")[0]
+    if [analysis_path(path.parent.parent, table, *model).name for model in models] != [path.name]:
+        raise _damaged(path, "is not of the one model that its name says")
     return content
 
 
@@ -351,16 +461,15 @@ def _read_analyses(run: Path) -> dict[str, pd.DataFrame]:
         RunDirectoryError: a file is damaged, or has other columns than those of the same table of other models.
     """
     tables: dict[str, list[pa.Table]] = {}
-    for path in sorted((run / "analysis").glob("*.parquet")):
+    for path in _files(run / "analysis", ".parquet"):
         content = read_analysis(path)
+        content = content.replace_schema_metadata(None)
         others = tables.setdefault(path.stem.partition("--")[0], [])
-        if others and not content.schema.equals(others[0].schema, check_metadata=False):
+        if others and column_types(content.schema) != column_types(others[0].schema):
             raise RunDirectoryError(f"{path}: has other columns than the same table of other models")
-        others.append(content)
-    return {
-        name: pa.concat_tables([t.replace_schema_metadata(None) for t in found]).to_pandas()
-        for name, found in tables.items()
-    }
+        # Versions of pandas have text in one of two types.
+        others.append(content.cast(others[0].schema) if others else content)
+    return {name: pa.concat_tables(found).to_pandas() for name, found in tables.items()}
 
 
 def write_failure(run: Path, failure: Failure) -> None:
@@ -368,28 +477,59 @@ def write_failure(run: Path, failure: Failure) -> None:
     write_json(run / "failures" / f"{failure.unit}.json", asdict(failure))
 
 
+def _read_failure(path: Path) -> Failure:
+    content = read_json(path)
+    try:
+        failure = Failure(**content)
+    except TypeError as error:
+        raise _damaged(path, f"has other keys than a failure ({error})") from error
+    if not all(isinstance(value, int if name == "seed" else str | None) for name, value in vars(failure).items()):
+        raise _damaged(path, "a value is of another type than in a failure")
+    return failure
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder of a run that end so, by name; none where there is no such folder.
+
+    Raises:
+        RunDirectoryError: it is there and cannot be read; the message names it.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == suffix and not path.name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunDirectoryError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def read_models(run: Path) -> list[dict[str, Any]]:
+    """How the models of a run were trained: the content of ``models/*.json``, by the names of the files.
+
+    Raises:
+        RunDirectoryError: one of them is damaged; the message names it.
+    """
+    return [read_json(path) for path in _files(run / "models", ".json")]
+
+
 def load_run(path: str | Path) -> Run:
     """Read a run directory.
 
     Raises:
-        RunDirectoryError: it is no run directory, or one of its files is damaged.
+        RunDirectoryError: it is no run directory, or one of its files is missing, damaged or changed by hand; the
+            message names it.
     """
     path = Path(path)
-    manifest_path = path / "manifest.json"
-    if not manifest_path.is_file():
-        raise RunDirectoryError(f"{path}: no run directory (there is no manifest.json in it)")
-    manifest = read_json(manifest_path)
+    if not (path / MANIFEST).exists():
+        raise RunDirectoryError(f"{path}: no run directory (there is no {MANIFEST} in it)")
+    manifest = read_json(path / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise RunDirectoryError(f"{manifest_path}: format {manifest.get('format')!r}; this version reads {FORMAT}")
-    models = [read_json(file) for file in sorted((path / "models").glob("*.json"))]
+        raise RunDirectoryError(f"{path / MANIFEST}: format {manifest.get('format')!r}; this version reads {FORMAT}")
+    models = read_models(path)
     frames = []
-    for file in sorted((path / "results").glob("*.parquet")):
+    for file in _files(path / "results", ".parquet"):
         frame = read_cells(file)
         frame.insert(0, "unit", file.stem)
         frames.append(frame)
     cells = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["unit", *SCHEMA.names])
-    try:
-        failures = [Failure(**read_json(file)) for file in sorted((path / "failures").glob("*.json"))]
-    except TypeError as error:
-        raise RunDirectoryError(f"{path / 'failures'}: a file has other keys than a failure ({error})") from error
+    failures = [_read_failure(file) for file in _files(path / "failures", ".json")]
     return Run(path, manifest, models, cells, failures, _read_analyses(path))

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from robustfdd.errors import ConfigurationError
+from robustfdd.text import shown
 from robustfdd.threat import MAX_EPS, Norm, Threat
 
 EngineName = Literal["foolbox", "art", "native"]
@@ -34,7 +35,13 @@ Precision = Literal["fp32", "bf16"]
 EpsUnit = Literal["pixel", "normalized"]
 Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
-Scalar: TypeAlias = bool | int | float | str
+Scalar: TypeAlias = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str
+#: How many of something there are: at least one, and not more than any count can be that ends.
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+#: The widest network: ten times as much memory as most machines have.
+MAX_WIDTH = 1024
+#: What an attack costs, in passes of an image, must be less than this.
+_MAX_COST = 2**53
 
 MAX_NAME = 48
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -44,6 +51,11 @@ class Spec(BaseModel):
     """A part of a file: frozen, and closed to keys it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def is_name(name: str) -> bool:
+    """Whether a text can be the name of a study, a method or an attack, and so a part of the name of a file."""
+    return len(name) <= MAX_NAME and _NAME.fullmatch(name) is not None
 
 
 def _checked_name(name: str) -> str:
@@ -112,7 +124,7 @@ class AttackSpec(Spec):
     kind: AttackKind = "budget"
     access: Access = "gradient"
     forward_evaluations: int | str = 0
-    images_per_call: Annotated[int, Field(ge=1)] | str | None = None
+    images_per_call: Count | str | None = None
 
     _name = field_validator("name")(_checked_name)
 
@@ -137,14 +149,16 @@ class AttackSpec(Spec):
                     raise ValueError(
                         f"{key} has the factor {factor!r}; allowed: whole numbers, and parameters that are such"
                     )
+            if self._count(getattr(self, key) or 0) >= _MAX_COST:
+                raise ValueError(f"{key} comes to {_MAX_COST} or more")
         return self
 
     @model_validator(mode="after")
     def _steps_are_positive(self) -> AttackSpec:
         for key in ("steps", "relative_step", "restarts"):
             value = self.parameters.get(key, 1)
-            if isinstance(value, (bool, str)) or not 0 < value < math.inf:
-                raise ValueError(f"parameters.{key} must be a number above 0, not {value!r}")
+            if isinstance(value, (bool, str)) or not 0 < value < 2**31:
+                raise ValueError(f"parameters.{key} must be a number above 0 and below 2**31, not {shown(value)}")
         return self
 
     def _derived(self, eps: float, batch_size: int) -> dict[str, Scalar | None]:
@@ -299,7 +313,7 @@ class AdversarialTraining(Spec):
     attack: Literal["pgd", "fast"]
     norm: Norm = "linf"
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    steps: Annotated[int, Field(ge=1)] = 7
+    steps: Count = 7
     relative_step: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.25
 
     @model_validator(mode="before")
@@ -345,8 +359,8 @@ class Recipe(Spec):
         adversarial: how the images are perturbed while training; not at all when left out.
     """
 
-    epochs: Annotated[int, Field(ge=1)]
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 64
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -385,7 +399,7 @@ class Recipe(Spec):
 class RecipeChanges(Recipe):
     """Some values of a recipe: those that a method of a study is trained with in the place of the study's."""
 
-    epochs: Annotated[int, Field(ge=1)] = 1  # like all of them, only a change where it is given
+    epochs: Count = 1  # like all of them, only a change where it is given
 
     @property
     def given(self) -> dict[str, Any]:
@@ -396,7 +410,7 @@ class RecipeChanges(Recipe):
 class ModelOptions(Spec):
     """The network of a study: ResNet-18, whose last stage has ``8 * width`` channels."""
 
-    width: Annotated[int, Field(ge=1)] = 64
+    width: Annotated[int, Field(ge=1, le=MAX_WIDTH)] = 64
 
 
 class Method(Spec):
@@ -416,7 +430,7 @@ class Method(Spec):
     label: str = ""
     placement: Placement = "last"
     options: Mapping[str, Scalar] = {}
-    eot_samples: Annotated[int, Field(ge=1)] | None = None
+    eot_samples: Count | None = None
     recipe: RecipeChanges = RecipeChanges()
 
     @model_validator(mode="before")
@@ -471,7 +485,7 @@ class AuditSettings(Spec):
 
     norm: Norm | None = None
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    images: Annotated[int, Field(ge=1)] = 200
+    images: Count = 200
 
 
 class StudySpec(Spec):
@@ -512,7 +526,7 @@ class StudySpec(Spec):
     protocol: Protocol = "paper"
     eps_unit: EpsUnit
     normalization: Normalization = "z-score"
-    test_images: Annotated[int, Field(ge=1)] | None = None
+    test_images: Count | None = None
     attack_precision: Precision = "fp32"
     model: ModelOptions = ModelOptions()
     recipe: Recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,12 +44,14 @@ class Status:
 def read_status(run: Path) -> Status:
     """How far a run is; it may be going on, finished or cut off.
 
+    Unless it is going on, the files of what is done are read, and what is damaged is left to do.
+
     Raises:
-        RunDirectoryError: it is no run directory.
+        RunDirectoryError: it is no run directory, or its manifest is damaged.
     """
-    if not (run / "manifest.json").is_file():
-        raise RunDirectoryError(f"{run}: no run directory (there is no manifest.json in it)")
-    manifest = records.read_json(run / "manifest.json")
+    if not (run / records.MANIFEST).exists():
+        raise RunDirectoryError(f"{run}: no run directory (there is no {records.MANIFEST} in it)")
+    manifest = records.read_json(run / records.MANIFEST)
     held, history = is_held(run), read_journal(run)
     failures = {path.stem: path for path in sorted((run / "failures").glob("*.json"))}
     entries = [_now(entry, run, held, failures) for entry in history.tasks.values() or _planned(run, manifest)]
@@ -73,9 +76,44 @@ def _now(entry: Entry, run: Path, held: bool, failures: dict[str, Path]) -> Entr
         return replace(entry, state="failed", reason=_reason(failures[entry.name]))
     if entry.state == "running" and not held:  # in flight when the session was cut off
         return replace(entry, state="left")
-    if entry.state == "done" and not _file(entry, run).is_file():
+    if entry.state == "done" and not _file(entry, run).exists():
         return replace(entry, state="left")
+    if entry.state == "done" and not held:
+        try:
+            _verify(entry, run)
+        except RunDirectoryError as error:
+            return replace(entry, state="left", reason=str(error))
     return entry
+
+
+def _verify(entry: Entry, run: Path) -> None:
+    """Read what a task left.
+
+    Raises:
+        RunDirectoryError: it is damaged; the message names it.
+    """
+    path = _file(entry, run)
+    if entry.kind == "train":
+        history, checkpoint = records.read_json(path), path.with_suffix(".safetensors")
+        # One that was archived without its weights is done all the same.
+        if checkpoint.exists() and _sha256(checkpoint) != history.get("sha256"):
+            raise RunDirectoryError(f"{checkpoint}: damaged: its hash is not that in {path.name}")
+    elif entry.kind == "attack":
+        records.read_cells(path)
+    else:
+        for table in path.parent.glob(path.name.replace("audit_verdict", "audit_*", 1)):
+            records.read_analysis(table)
+
+
+def _sha256(path: Path) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    except OSError:
+        return None
+    return digest.hexdigest()
 
 
 def _file(entry: Entry, run: Path) -> Path:
@@ -103,7 +141,7 @@ def _planned(run: Path, manifest: dict[str, Any]) -> list[Entry]:
         models = [(m.get("label"), seed) for m in study.get("methods") or [] for seed in study.get("seeds") or []]
         entries += [Entry(f"{label}--seed{seed}", "train", 0.0) for label, seed in models]
     entries += [Entry(str(unit.get("unit")), "attack", 0.0) for unit in units]
-    return [replace(entry, state="done") if _file(entry, run).is_file() else entry for entry in entries]
+    return [replace(entry, state="done") if _file(entry, run).exists() else entry for entry in entries]
 
 
 def _seconds_left(entries: list[Entry], history: History) -> float | None:

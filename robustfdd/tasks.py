@@ -24,11 +24,11 @@ from robustfdd.audit.study import (
     AuditPlan,
     audit_name,
     audit_subject,
-    discard_audit,
     is_audited,
     sibling_of,
     subject_of,
 )
+from robustfdd.audit.tables import discard_audit
 from robustfdd.batching import FIXED
 from robustfdd.catalogue import engines_for, resolve_attacks, sibling
 from robustfdd.code_version import TRAINING, code_version

@@ -22,7 +22,7 @@ from robustfdd.code_version import ATTACK, code_version
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices, to_pixels
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError
+from robustfdd.errors import ConfigurationError, OutOfSpaceError
 from robustfdd.measure import (
     FORWARD_COST,
     CleanOutcome,
@@ -354,8 +354,7 @@ def results_path(run: Path, unit: AttackUnit) -> Path:
 
 def has_result(run: Path, unit: AttackUnit, key: str) -> bool:
     """Whether the unit's result is there, whole and of that key."""
-    path = results_path(run, unit)
-    return records.read_key(path) == key and records.is_whole(path)
+    return records.read_key(results_path(run, unit)) == key
 
 
 def attack_model(
@@ -390,6 +389,8 @@ def attack_model(
             if unit.source and source and sibling is None:
                 sibling = source.load()
             cells = attacked.cells(unit, display.advance, sibling if unit.source else None)
+        except OutOfSpaceError:  # the others would fare no better
+            raise
         except Exception as error:  # one failing unit must not take the others with it
             failure = failure_of(unit.name, "attack", unit.method, unit.seed, error, unit)
             results_path(run, unit).unlink(missing_ok=True)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from robustfdd import cli, evaluation
+from robustfdd import cli, evaluation, records
 from robustfdd.catalogue import attack_names, load_attack
+from robustfdd.classifier import weights_digest
 from robustfdd.datasets.base import Dataset, Split
 from robustfdd.evaluation import run_evaluation
+from robustfdd.models import load_model
 from robustfdd.specs import ENGINES, AttackSpec, Scalar
 
 # Networks this small gain nothing from threads, and lose much when several test processes share the cores.
@@ -203,3 +206,71 @@ def finished_run(quarters: Dataset, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture
 def run(finished_run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished_run, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study whose data another process can load, from images in a folder."""
+    top = tmp_path_factory.mktemp("images")
+    data = make_dataset(n_train=80, n_test=40)
+    for name, split in (("train", data.train), ("test", data.test)):
+        for position, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            path = top / "data" / name / f"quarter{int(label)}" / f"{position:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(path)
+    (top / "s.toml").write_text(STUDY.replace('"quarters"', f'"folder:{top / "data"}"'))
+    return top
+
+
+@pytest.fixture(scope="session")
+def reference(folder: Path) -> Path:
+    """What one process after the other makes of it."""
+    return run_evaluation(folder / "s.toml", out=folder / "reference")
+
+
+def assert_same(run: Path, other: Path) -> None:
+    found, expected = records.load_run(run), records.load_run(other)
+    assert found.failures == []
+    keys = ["unit", "eps_pixel"]
+    cells, wanted = found.cells.sort_values(keys), expected.cells.sort_values(keys)
+    assert cells.unit.tolist() == wanted.unit.tolist()
+    for column in ("outcome", "prediction", "distance", "clean_prediction"):
+        for mine, theirs in zip(cells[column], wanted[column], strict=True):
+            assert np.array_equal(mine, theirs)
+    for path in sorted(other.glob("models/*.safetensors")):
+        assert weights_digest(load_model(run / "models" / path.name)) == weights_digest(load_model(path))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", type=Path, help="a Markdown page whose table of faults is filled in")
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str, int, int], None]:
+    """Tells the summary of a fault: what it was, how often it was tried, and how many results were lost by it."""
+
+    def tell(fault: str, tried: int, lost: int) -> None:
+        request.node.user_properties.append(("fault", [fault, tried, lost]))
+
+    return tell
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of the faults that were tried."""
+    faults: dict[str, list[int]] = {}
+    for report in (*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")):
+        for name, value in report.user_properties:
+            if name == "fault":
+                fault, *counts = value
+                faults[fault] = [a + b for a, b in zip(faults.get(fault, [0, 0]), counts, strict=True)]
+    if not faults:
+        return
+    lines = ["| fault | times tried | results lost |", "|:--|--:|--:|"]
+    lines += [f"| {fault} | {tried} | {lost} |" for fault, (tried, lost) in sorted(faults.items())]
+    terminalreporter.section("faults")
+    terminalreporter.write_line("\n".join(lines))
+    page = config.getoption("--fault-table")
+    if page is not None:
+        before, start, rest = page.read_text(encoding="utf-8").partition("<!-- faults -->\n")
+        end = rest[rest.index("<!-- end -->") :]
+        page.write_text(before + start + "\n".join(lines) + "\n" + end, encoding="utf-8")

@@ -31,6 +31,7 @@ from robustfdd.errors import ConfigurationError
 from robustfdd.evaluation import run_evaluation
 from robustfdd.manifest import describe_study
 from robustfdd.models import build_model, load_model, read_checkpoint, save_model
+from robustfdd.records import read_json, write_json
 from robustfdd.specs import AdversarialTraining, Recipe
 from robustfdd.threat import Threat, in_box
 from robustfdd.training import fit
@@ -357,7 +358,7 @@ def test_each_method_is_trained_and_known_by_its_own_recipe(tmp_path: Path) -> N
 @pytest.mark.usefixtures("quarters_registered")
 def test_a_run_of_before_is_the_same_run(run: Path, study_file: Path) -> None:
     """Its manifest and its checkpoints say nothing of adversarial training, nor of any later default."""
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = read_json(run / "manifest.json")
     assert "adversarial" not in manifest["study"]["recipe"]
     assert all("recipe" not in method for method in manifest["study"]["methods"])
     model = run / "models" / "none--seed0.safetensors"
@@ -365,8 +366,8 @@ def test_a_run_of_before_is_the_same_run(run: Path, study_file: Path) -> None:
     assert "adversarial" not in checkpoint.provenance["recipe"]
     shorter = {key: value for key, value in checkpoint.provenance["recipe"].items() if key != "precision"}
     save_model(load_model(model), model, {**checkpoint.provenance, "recipe": shorter})
-    history = json.loads(model.with_suffix(".json").read_text())
-    model.with_suffix(".json").write_text(json.dumps({**history, "sha256": read_checkpoint(model).sha256}))
+    history = model.with_suffix(".json")
+    write_json(history, {**read_json(history), "sha256": read_checkpoint(model).sha256})
     stamp = model.stat().st_mtime_ns
     run_evaluation(study_file, out=run)
     assert model.stat().st_mtime_ns == stamp

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -250,9 +250,9 @@ def test_a_run_without_models_has_nothing_to_analyse(run: Path, recorder: Record
 
 def test_a_manifest_without_what_is_needed_is_named(run: Path, quarters: Dataset, recorder: Recorder) -> None:
     path = run / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = records.read_json(path)
     del manifest["study"]["recipe"]
-    path.write_text(json.dumps(manifest), encoding="utf-8")
+    records.write_json(path, manifest)
     with pytest.raises(RunDirectoryError, match=r"run: .*recipe"):
         analyse_run(run, dataset=quarters)
     with pytest.raises(RunDirectoryError, match="no such file"):
@@ -287,6 +287,24 @@ def test_a_run_without_analyses_has_none(run: Path) -> None:
     assert records.load_run(run).analyses == {}
 
 
+def test_an_analysis_file_must_be_of_the_model_that_its_name_says(run: Path) -> None:
+    path = write(run, "none", pd.DataFrame({"value": [1.0]}))
+    other = path.rename(path.with_name("numbers--original--seed3.parquet"))
+    assert records.read_key(other) == "the key"
+    with pytest.raises(RunDirectoryError, match=rf"{other.name}: is not of the one model that its name says"):
+        records.read_analysis(other)
+
+
+def test_analyses_with_text_of_two_types_are_one_table(run: Path) -> None:
+    """Versions of pandas write one or the other."""
+    paths = [write(run, method, pd.DataFrame({"value": ["x"]})) for method in ("a", "b")]
+    for path, kind in zip(paths, (pa.string(), pa.large_string()), strict=True):
+        table = pq.read_table(path)
+        schema = pa.schema([f.with_type(kind if f.name != "seed" else f.type) for f in table.schema])
+        records.write_table(path, table.cast(schema), key="k")
+    assert records.load_run(run).analyses["numbers"]["value"].tolist() == ["x", "x"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "columns", "types"])
 def test_a_damaged_analysis_file_is_named(run: Path, damage: str) -> None:
     write(run, "none", pd.DataFrame({"value": [1.0]}))
@@ -307,7 +325,6 @@ def test_a_damaged_analysis_file_is_named(run: Path, damage: str) -> None:
 
 def test_an_analysis_file_must_say_method_and_seed(run: Path) -> None:
     path = write(run, "none", pd.DataFrame({"value": [1.0]}))
-    table = pq.read_table(path)
-    pq.write_table(table.select(["value", "method", "seed"]), path)
+    records.write_table(path, pq.read_table(path).select(["value", "method", "seed"]), key="k")
     with pytest.raises(RunDirectoryError, match="begin with the columns method and seed"):
         records.read_analysis(path)

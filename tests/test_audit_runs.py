@@ -14,7 +14,7 @@ from torch import nn
 
 from robustfdd import records
 from robustfdd.audit import AuditedAttack, audit_run
-from robustfdd.audit.base import Finding
+from robustfdd.audit.base import Finding, Line
 from robustfdd.audit.evidence import Evidence
 from robustfdd.audit.study import plan_of
 from robustfdd.datasets import Dataset
@@ -44,7 +44,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter:
     module = sys.modules["robustfdd.audit.run"]
     only = {"noise": module.INDICATORS["noise"].__class__(**{**vars(module.INDICATORS["noise"]), "compute": made})}
     monkeypatch.setattr(module, "INDICATORS", only)
-    monkeypatch.setattr(module, "lines", lambda evidence: [])
+    monkeypatch.setattr(module, "lines", lambda evidence: [Line("unbounded", "as told", [1], [0], "x", "y", "As told")])
     monkeypatch.setattr(Evidence, "worst", property(lambda evidence: evidence.survivors))
     return made
 

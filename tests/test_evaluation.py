@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from robustfdd.errors import (
 from robustfdd.evaluation import evaluate, run_evaluation
 from robustfdd.measure import measure
 from robustfdd.models import build_model, load_model, read_checkpoint, save_model
-from robustfdd.records import SCHEMA, Outcome, load_run
+from robustfdd.records import SCHEMA, Outcome, load_run, read_json, write_json
 from robustfdd.threat import Threat
 
 pytestmark = pytest.mark.usefixtures("quarters_registered")
@@ -83,7 +82,7 @@ def test_the_manifest_says_what_was_done(run: Path, quarters: Dataset, study_fil
         **{"rescale": "inverted", "active": "train"},
     }
     assert {"torch", "foolbox", "adversarial-robustness-toolbox", "robustfdd"} <= set(manifest["versions"])
-    assert json.loads((run / "models" / "none--seed0.json").read_text())["method"] == "none"
+    assert read_json(run / "models" / "none--seed0.json")["method"] == "none"
 
 
 def stamps(run: Path) -> dict[str, int]:
@@ -170,9 +169,9 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(run: Path, study_f
 
 def test_a_run_is_not_continued_with_other_versions(run: Path, study_file: Path) -> None:
     """Its manifest names one version of everything, which must be true of all its records."""
-    manifest = json.loads((run / "manifest.json").read_text())
+    manifest = read_json(run / "manifest.json")
     manifest["versions"]["foolbox"] = "3.3.3"
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    write_json(run / "manifest.json", manifest)
     with pytest.raises(RunDirectoryError, match=r"different: versions\.foolbox"):
         run_evaluation(study_file, out=run)
 
@@ -373,8 +372,8 @@ def test_a_checkpoint_that_does_not_name_its_code_is_trained_anew(run: Path, stu
     checkpoint, weights = read_checkpoint(path), path.read_bytes()
     provenance_of_old = {key: value for key, value in checkpoint.provenance.items() if key != "code"}
     old = save_model(load_model(path), path, provenance_of_old)
-    history = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**history, "sha256": old.sha256}))
+    history = path.with_suffix(".json")
+    write_json(history, {**read_json(history), "sha256": old.sha256})
     out = io.StringIO()
     run_evaluation(study_file, out=run, console=Console(file=out, width=200))
     assert out.getvalue().count("none--seed0: its checkpoint is of another version of the code") == 1

@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torchvision.models import resnet18
 
+from robustfdd.checksums import json_checksum
+from robustfdd.classifier import tensor_digest
 from robustfdd.datasets.base import Dataset
 from robustfdd.dropouts import DROPOUTS, Dropout, FeatureDensityDropout, OriginalDropout, SpatialDropout
 from robustfdd.dropouts.biased import BiasedDropout
@@ -178,12 +182,25 @@ def test_broken_checkpoints_are_named(quarters: Dataset, tmp_path: Path) -> None
         refused("damaged")
     save_file(tensors, path)
     refused("no checkpoint of robustfdd")
-    save_file(tensors, path, metadata={"robustfdd": json.dumps({**header, "format": 99})})
+
+    def save(changed: Mapping[str, Tensor], **changes: object) -> None:
+        content = {key: value for key, value in {**header, **changes}.items() if key != "checksum"}
+        sealed = {**content, "checksum": json_checksum(content)}
+        save_file(dict(changed), path, metadata={"robustfdd": json.dumps(sealed)})
+
+    save(tensors)
+    load_model(path)
+    save(tensors, format=99)
     refused("format 99")
-    save_file(tensors, path, metadata={"robustfdd": json.dumps({**header, "config": {"width": 1}})})
+    save(tensors, config={"width": 1})
     refused("damaged")
-    save_file({**tensors, "classifier.weight": torch.zeros(4, 9)}, path, metadata={"robustfdd": json.dumps(header)})
+    wrong = {**tensors, "classifier.weight": torch.zeros(4, 9)}
+    save(wrong)
+    refused("not that of its digest")
+    save(wrong, weights_sha256=tensor_digest(dict(sorted(wrong.items()))))
     refused("do not fit")
+    save_file(tensors, path, metadata={"robustfdd": json.dumps({**header, "provenance": {"seed": 5}})})
+    refused("not that of its digest")
 
 
 def read_header(path: Path) -> dict[str, object]:

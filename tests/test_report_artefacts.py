@@ -16,7 +16,7 @@ from report_runs import FakeRun, Key
 from scipy.stats import ttest_ind
 
 from robustfdd import published
-from robustfdd.records import load_run
+from robustfdd.records import load_run, write_json
 from robustfdd.report import write_report
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.artefacts import all_artefacts, figure5, random_forward, table1, table2, table3
@@ -188,7 +188,7 @@ def test_original_dropout_that_was_not_trained(tmp_path: Path) -> None:
 def test_models_outside_the_plan_are_left_out(tmp_path: Path) -> None:
     run = clean_run({"original": [94.0, 94.1]})
     path = run.write(tmp_path)
-    (path / "models" / "stray.json").write_text('{"method": "original", "seed": 9, "clean_accuracy": 0.1}')
+    write_json(path / "models" / "stray.json", {"method": "original", "seed": 9, "clean_accuracy": 0.1})
     (found,) = table2.build(sort_results(load_run(path)))
     assert found.frame["mean"].tolist() == [pytest.approx(94.05)]
 

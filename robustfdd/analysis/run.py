@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,14 +16,17 @@ from robustfdd import records
 from robustfdd.analysis.base import ANALYSES, Analysis, AnalysisUnavailableError, TrainedModel
 from robustfdd.catalogue import parse
 from robustfdd.datasets import Dataset, load_dataset
-from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
+from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, OutOfSpaceError, RunDirectoryError
 from robustfdd.models import Checkpoint, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Failure
-from robustfdd.specs import Recipe
+from robustfdd.specs import Recipe, is_name
+from robustfdd.text import shown
 from robustfdd.units import content_digest, failure_of
 
+#: What the file of a checkpoint may be called.
+_CHECKPOINT = re.compile(r"[\w][\w.-]{0,99}\.safetensors", re.ASCII)
 #: Of everything random in an analysis.
 SEED = 0
 
@@ -62,6 +67,26 @@ class _Task:
     key: str
 
 
+def trained_model(run: Path, model: Mapping[str, Any]) -> tuple[str, int, Path]:
+    """Method, seed and checkpoint of a model, by its JSON file, which may be somebody else's.
+
+    Raises:
+        RunDirectoryError: method or checkpoint are no names, so that they could lead out of the run directory.
+        KeyError: something is missing.
+        TypeError: the seed is no number.
+        ValueError: the same.
+    """
+    method, seed, file = str(model["method"]), int(model["seed"]), str(model["checkpoint"])
+    if not is_name(method):
+        raise RunDirectoryError(f"{run / 'models'}: a model is of the method {shown(method)}, which is no name")
+    if not _CHECKPOINT.fullmatch(file):
+        raise RunDirectoryError(
+            f"{run / 'models'}: a model of {method} has the checkpoint {shown(file)}; allowed: the name of a "
+            ".safetensors file in that folder"
+        )
+    return method, seed, run / "models" / file
+
+
 def analyse_run(
     run: Path,
     *,
@@ -89,7 +114,7 @@ def analyse_run(
         RunDirectoryError: it is no run directory, or its manifest or the JSON file of a model is damaged.
     """
     manifest = records.read_json(run / "manifest.json")
-    models = [records.read_json(file) for file in sorted((run / "models").glob("*.json"))]
+    models = records.read_models(run)
     if not models:
         return []
     try:
@@ -99,15 +124,14 @@ def analyse_run(
             str(method["label"]): parse(Recipe, {**study["recipe"], **method.get("recipe", {})}, source)
             for method in study["methods"]
         }
-        described = [(str(model["method"]), int(model["seed"]), str(model["checkpoint"])) for model in models]
+        described = [trained_model(run, model) for model in models]
         recipes = {method: recipes[method] for method, *_ in described}
     except (KeyError, TypeError, ValueError, ConfigurationError) as error:
         raise RunDirectoryError(f"{run}: the manifest or a model lacks what an analysis needs ({error!r})") from error
 
     notes: list[Note] = []
     plan: list[tuple[str, int, Path, list[_Task]]] = []
-    for method, seed, file in described:
-        path = run / "models" / file
+    for method, seed, path in described:
         try:
             checkpoint = read_checkpoint(path)
             tasks = _tasks(run, checkpoint, method, seed, data_sha256, torch.device(device))
@@ -163,17 +187,9 @@ def _tasks(
             "device": device.type if analysis.per_device else None,
         }
         key = content_digest(depends_on)
-        if not all(records.read_key(path) == key and _is_whole(path) for path in paths):
+        if not all(records.read_key(path) == key for path in paths):
             tasks.append(_Task(analysis, key))
     return tasks
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        records.read_analysis(path)
-    except RunDirectoryError:
-        return False
-    return True
 
 
 def _make(run: Path, task: _Task, trained: TrainedModel, method: str, seed: int, display: Display) -> Note | None:
@@ -191,6 +207,8 @@ def _make(run: Path, task: _Task, trained: TrainedModel, method: str, seed: int,
             records.write_analysis(run, table, tables[table], method=method, seed=seed, key=task.key)
     except AnalysisUnavailableError as error:
         note = say(kind="skipped", message=str(error))
+    except OutOfSpaceError:  # the others would fare no better
+        raise
     except Exception as error:  # one failing analysis must not take the others with it
         failure = failure_of(unit, "analysis", method, seed, error)
         records.write_failure(run, failure)

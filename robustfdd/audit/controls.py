@@ -22,14 +22,13 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ConfigurationError
-from robustfdd.models import Normalize, ResNet18, build_model, save_model
+from robustfdd.models import Normalize, ResNet18, build_model, read_weights, save_model
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AdversarialTraining, Placement, Recipe
 from robustfdd.training import fit
@@ -403,7 +402,7 @@ class Training:
         model = self.network(dataset, seed, width)
         path = cache / f"{self._file(dataset, seed, width)}.safetensors" if cache else None
         if path is not None and path.is_file():
-            model.load_state_dict(load_file(path))
+            model.load_state_dict(read_weights(path))
             return model.eval()
         with GlobalRandomness(seed):
             self.fit(model, dataset, self.recipe, seed)

@@ -12,20 +12,20 @@ from rich.console import Console
 from torch import nn
 
 from robustfdd import records
-from robustfdd.analysis.run import Note
+from robustfdd.analysis.run import Note, trained_model
 from robustfdd.audit.evidence import AuditedAttack
 from robustfdd.audit.run import IMAGES, VERSION, audit_cost, audit_images
+from robustfdd.audit.tables import discard_audit, has_audit, write_audit
 from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset, load_dataset
-from robustfdd.errors import CheckpointError, DatasetError, RunDirectoryError
-from robustfdd.models import check_same_data, load_model, own_config, read_checkpoint
+from robustfdd.errors import CheckpointError, DatasetError, OutOfSpaceError, RunDirectoryError
+from robustfdd.models import check_same_data, load_model, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.records import Verdict
-from robustfdd.specs import pixel_eps
+from robustfdd.specs import is_name, pixel_eps
+from robustfdd.text import shown
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet, content_digest, failure_of
-
-TABLES = ("audit_verdict", "audit_indicators", "audit_pictures")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: li
     for file in sorted((run / "models").glob("*.json"), key=lambda file: _position(file, methods)):
         model = records.read_json(file)
         try:
-            method, seed, path = str(model["method"]), int(model["seed"]), run / "models" / str(model["checkpoint"])
+            method, seed, path = trained_model(run, model)
         except (KeyError, TypeError, ValueError) as error:
             raise RunDirectoryError(f"{file}: lacks what an audit needs ({error!r})") from error
         if method not in methods:
@@ -209,7 +209,11 @@ def sibling_of(study: Mapping[str, Any], method: str) -> str | None:
         plain = [m["label"] for m in study["methods"] if m.get("dropout") == "none" and not m.get("recipe")]
     except (KeyError, TypeError, AttributeError) as error:
         raise RunDirectoryError(f"the manifest lacks what an audit needs ({error!r})") from error
-    return str(plain[0]) if plain and method != plain[0] else None
+    if not plain or method == plain[0]:
+        return None
+    if not is_name(str(plain[0])):
+        raise RunDirectoryError(f"the manifest has a method {shown(plain[0])}, which is no name")
+    return str(plain[0])
 
 
 def subject_of(
@@ -242,17 +246,7 @@ def subject_of(
 
 def is_audited(run: Path, subject: AuditSubject) -> bool:
     """Whether the audit is there, whole and of the same key."""
-    # No pictures where nothing was attacked.
-    paths = [records.analysis_path(run, table, subject.method, subject.seed) for table in TABLES[:2]]
-    return all(records.read_key(path) == subject.key and _is_whole(path) for path in paths)
-
-
-def _is_whole(path: Path) -> bool:
-    try:
-        records.read_analysis(path)
-    except RunDirectoryError:
-        return False
-    return True
+    return has_audit(run, subject.method, subject.seed, subject.key)
 
 
 def _position(file: Path, methods: list[str]) -> tuple[int, str]:
@@ -272,6 +266,8 @@ def _audit(
     """Audit one model and write its tables; None, or what kept it from being audited."""
     try:
         verdict = audit_subject(run, subject, plan, test, device, batch_size, display.advance)
+    except OutOfSpaceError:  # the others would fare no better
+        raise
     except Exception as error:  # one failing audit must not take the others with it
         failure = failure_of(subject.unit, "audit", subject.method, subject.seed, error)
         records.write_failure(run, failure)
@@ -282,12 +278,6 @@ def _audit(
     (run / "failures" / f"{subject.unit}.json").unlink(missing_ok=True)
     display.finish(verdict)
     return None
-
-
-def discard_audit(run: Path, method: str, seed: int) -> None:
-    """Remove the tables of an audit: what an earlier checkpoint gave is not this one's."""
-    for table in TABLES:
-        records.analysis_path(run, table, method, seed).unlink(missing_ok=True)
 
 
 def audit_subject(
@@ -323,12 +313,12 @@ def audit_subject(
         batch_size=batch_size,
         advance=advance,
     )
-    # The verdict last: it is what says that the audit is there.
-    for table, frame in reversed(found.frames(plan.eps_scale).items()):
-        records.write_analysis(run, table, frame, method=subject.method, seed=subject.seed, key=subject.key)
+    tables = found.frames(plan.eps_scale)
+    write_audit(run, tables, method=subject.method, seed=subject.seed, key=subject.key)
     return found.verdict
 
 
 def _loaded(path: Path, test: TestSet, device: torch.device) -> nn.Module:
-    check_same_data(own_config(read_checkpoint(path)), test.dataset, path)
-    return load_model(path, device)
+    model = load_model(path, device)
+    check_same_data(model.config, test.dataset, path)
+    return model

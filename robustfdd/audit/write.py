@@ -9,9 +9,10 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from robustfdd import catalogue, records
+from robustfdd import catalogue
 from robustfdd.audit.evidence import AuditedAttack
 from robustfdd.audit.run import IMAGES, VERSION, Audit, audit, check_radius, clean_of
+from robustfdd.audit.tables import has_audit, write_audit
 from robustfdd.classifier import device_of
 from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset
@@ -98,7 +99,7 @@ def audit_model(
     run = Path(out)
     open_run(run, manifest, resume=True)
     key = _key(study, sibling, test, seed, eot_samples, batch_size)
-    if records.read_key(records.analysis_path(run, "audit_verdict", label, -1)) == key:
+    if has_audit(run, label, -1, key):
         return run
     found: Audit = audit(
         model,
@@ -112,9 +113,7 @@ def audit_model(
         batch_size=batch_size,
         console=console,
     )
-    # The verdict last: it is what says that the audit is there.
-    for table, frame in reversed(found.frames(eps_scale).items()):
-        records.write_analysis(run, table, frame, method=label, seed=-1, key=key)
+    write_audit(run, found.frames(eps_scale), method=label, seed=-1, key=key)
     return run
 
 

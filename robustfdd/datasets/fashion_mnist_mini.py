@@ -7,6 +7,7 @@ Zalando SE, under the MIT licence beside the file.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import io
 import zipfile
@@ -22,6 +23,9 @@ from robustfdd.errors import DatasetError
 
 FILE = importlib.resources.files("robustfdd.datasets") / "data" / "fashion-mnist-mini.npz"
 
+#: Of the file, as ``scripts/cut_fashion_mnist_mini.py`` tells it when it writes one.
+SHA256 = "86635872016608cb43460a905a0434291a32b6ff446564da9f531e654d6c36a2"
+
 
 def load(_root: Path) -> RawData:
     """Read the shipped file; the data root is not needed.
@@ -33,6 +37,8 @@ def load(_root: Path) -> RawData:
         content = FILE.read_bytes()
     except OSError as error:
         raise DatasetError(f"{FILE}: not readable ({error}); install robustfdd again") from error
+    if hashlib.sha256(content).hexdigest() != SHA256:
+        raise DatasetError(f"{FILE}: damaged, its SHA-256 is not {SHA256}; install robustfdd again")
     return decode(content, str(FILE))
 
 

@@ -21,6 +21,7 @@ from rich.progress import Progress
 
 from robustfdd.datasets.base import Dataset, RawData, Split
 from robustfdd.errors import DatasetError
+from robustfdd.text import is_clean, shortened, shown
 
 PREFIX = "folder:"
 
@@ -49,7 +50,9 @@ def load_folder(name: str) -> Dataset:
     try:
         path = Path(name.removeprefix(PREFIX)).expanduser().resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: no home folder, or links in a circle
-        raise DatasetError(f"{name}: no such folder ({error}); expected {PREFIX}PATH") from error
+        raise DatasetError(f"{shortened(name)}: no such folder ({error}); expected {PREFIX}PATH") from error
+    if not is_clean(str(path)):  # it is written into every manifest
+        raise DatasetError(f"{shown(str(path))}: has control characters, or bytes that are no UTF-8; rename it")
     if name == PREFIX:
         raise DatasetError(f"{name}: the path is missing; expected {PREFIX}PATH")
     train, test = _classes(path / "train"), _classes(path / "test")
@@ -83,6 +86,10 @@ def _classes(split: Path) -> dict[str, list[Path]]:
     """The files of each class of one split, both in the order of their names."""
     classes: dict[str, list[Path]] = {}
     for folder in _visible(split):
+        if not is_clean(folder.name):
+            raise DatasetError(
+                f"{split}: the class {shown(folder.name)} has control characters, or bytes that are no UTF-8; rename it"
+            )
         if not folder.is_dir():
             raise DatasetError(f"{folder}: not a folder; {split} may hold only one folder for each class")
         classes[folder.name] = _visible(folder)
@@ -120,6 +127,8 @@ def _pixels(file: Path) -> npt.NDArray[np.uint8]:
     """One image, of shape (1, H, W) or (3, H, W)."""
     try:
         with Image.open(file) as image:
+            if image.format == "EPS":
+                raise ValueError("an EPS file is a program, which would be run")
             mode = image.mode
             if not mode.startswith(_DEEP_MODES):
                 grey = mode in _GREY_MODES

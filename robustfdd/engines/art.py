@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from robustfdd.ascent import LOSS_SCALE, project
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import FirstGradient, Perturb, check_arguments
-from robustfdd.errors import ConfigurationError
+from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
@@ -91,9 +90,7 @@ class ArtEngine:
         self, attack: AttackSpec, class_name: str, arguments: dict[str, Any]
     ) -> tuple[type[Any], dict[str, Any]]:
         """The class and its arguments, components among them resolved likewise."""
-        cls = getattr(art.attacks.evasion, class_name, None)
-        if not isinstance(cls, type) or not issubclass(cls, art.attacks.EvasionAttack):
-            raise ConfigurationError(f"attack {attack.name!r}: art.attacks.evasion has no attack class {class_name!r}")
+        cls = attack_class(attack, art.attacks.evasion, class_name, art.attacks.EvasionAttack)
         check_arguments(attack, cls, arguments, given={"estimator", "classifier", *_WORKERS})
         return cls, {
             key: [self._resolved(attack, *component) for component in value] if isinstance(value, list) else value

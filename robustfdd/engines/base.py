@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from robustfdd.ascent import Differentiated, Loss
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import AttackSpec, EngineName
+from robustfdd.text import shortened, shown
 from robustfdd.threat import Threat
 
 #: Takes a batch of images (N, C, H, W) and their true labels (N,), gives the perturbed images. Called for consecutive
@@ -81,6 +83,34 @@ class Engine(Protocol):
         """
 
 
+#: Arguments by which an attack of the libraries writes files; a file of ours may only say that it does not.
+_WRITING = ("summary_writer", "tensorboard")
+
+
+def attack_class(attack: AttackSpec, library: ModuleType, class_name: str, base: type[Any]) -> type[Any]:
+    """The class that an attack file names: an attack that the library defines, and nothing else that it can reach.
+
+    Args:
+        attack: the attack.
+        library: the module that the library offers its attacks in.
+        class_name: as the file spells it.
+        base: what every attack of the library is derived from.
+
+    Raises:
+        ConfigurationError: there is no such attack in it.
+    """
+    cls = vars(library).get(class_name)
+    own = base.__module__.partition(".")[0]
+    if (
+        not isinstance(cls, type)
+        or not issubclass(cls, base)
+        or cls.__module__.partition(".")[0] != own
+        or inspect.isabstract(cls)
+    ):
+        raise ConfigurationError(f"attack {attack.name!r}: {library.__name__} has no attack class {shown(class_name)}")
+    return cls
+
+
 def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, Any], *, given: set[str]) -> None:
     """Hold an attack file to naming every argument of the library's constructor, so that no default is in play.
 
@@ -101,8 +131,11 @@ def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, 
         ]
         raise ConfigurationError(
             f"attack {attack.name!r}: the arguments of {cls.__name__} must all be named, and no others "
-            f"({'; '.join(problems)}); allowed: {', '.join(sorted(expected))}"
+            f"({shortened('; '.join(problems))}); allowed: {', '.join(sorted(expected))}"
         )
+    for name in _WRITING:
+        if arguments.get(name, False) is not False:
+            raise ConfigurationError(f"attack {attack.name!r}: {name} would write files; allowed: false")
 
 
 def random_start(rng: np.random.Generator, n: int, image_shape: tuple[int, ...], threat: Threat) -> npt.NDArray[Any]:

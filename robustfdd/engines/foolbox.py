@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from robustfdd.ascent import LOSS_SCALE
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import FirstGradient, Perturb, check_arguments, random_start
-from robustfdd.errors import ConfigurationError
+from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments, random_start
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
@@ -42,9 +41,7 @@ class FoolboxEngine:
 
     def _resolve(self, attack: AttackSpec, threat: Threat) -> tuple[type[Any], dict[str, Any]]:
         class_name, arguments = attack.spelled(self.name, threat, batch_size=1)  # Foolbox attacks have no batch size
-        cls = getattr(foolbox.attacks, class_name, None)
-        if not isinstance(cls, type) or not issubclass(cls, foolbox.attacks.base.Attack):
-            raise ConfigurationError(f"attack {attack.name!r}: foolbox.attacks has no attack class {class_name!r}")
+        cls = attack_class(attack, foolbox.attacks, class_name, foolbox.attacks.base.Attack)
         check_arguments(attack, cls, arguments, given=set())
         return cls, arguments
 

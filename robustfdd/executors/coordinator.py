@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from robustfdd import records
-from robustfdd.errors import UnitError
+from robustfdd.errors import OutOfSpaceError, UnitError
 from robustfdd.executors.base import Advanced, Event, Executor, Finished, Started
 from robustfdd.journal import Journal
 from robustfdd.progress import Display
@@ -133,6 +133,8 @@ class _Coordinator:
                 self._display.finish(outcome.note, key=task.name)
             return
         discard(task, self._job.run)
+        if outcome.error == OutOfSpaceError.__name__:  # no fault of the unit, and the next would fare no better
+            raise OutOfSpaceError(outcome.message)
         records.write_failure(self._job.run, outcome)
         reason = f"{outcome.error}: {outcome.message}"
         self._journal.tell("failed", task.name, reason=reason)

@@ -14,6 +14,7 @@ from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.records import Run
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.study import norm_title, read_study
+from robustfdd.text import printable
 
 #: What two methods of one label, or two attacks of one name, may differ in: names for people, and what is united.
 _FREE_IN_METHODS = ("title", "variant")
@@ -194,8 +195,8 @@ def _united(values: Iterable[object]) -> str:
 
 def part_names(runs: Sequence[Run]) -> list[str]:
     """What the parts are called: the names of their folders, or their paths where two have one name."""
-    names = [run.path.resolve().name for run in runs]
-    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    names = [printable(run.path.resolve().name) for run in runs]
+    return names if len(set(names)) == len(names) else [printable(str(run.path)) for run in runs]
 
 
 def _combine_manifests(runs: Sequence[Run]) -> dict[str, Any]:

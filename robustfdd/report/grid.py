@@ -9,6 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from robustfdd.text import printable
+
 #: What stands where there is no record.
 GAP = "–"
 #: Columns, or characters in a row, up to which a table fits a web page in the usual size.
@@ -80,8 +82,8 @@ def to_markdown(grid: Grid) -> str:
 def to_rich(grid: Grid) -> Table:
     """The table for a terminal; names are shown as they are, whatever console markup they look like."""
     table = Table(
-        title=Text(grid.title),
-        caption=Text(grid.caption),
+        title=Text(printable(grid.title)),
+        caption=Text(printable(grid.caption)),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -91,14 +93,14 @@ def to_rich(grid: Grid) -> Table:
     for column, header in enumerate(grid.headers):
         # Words one below the other, or the headers would be wider than the figures under them.
         table.add_column(
-            Text(re.sub(r"(?<=\w{3}-)(?=\w{4})| ", "\n", header)),
+            Text(re.sub(r"(?<=\w{3}-)(?=\w{4})| ", "\n", printable(header))),
             justify="left" if column < grid.n_text else "right",
             no_wrap=True,
             vertical="bottom",
         )
     for i, row in enumerate(grid.rows):
         table.add_row(
-            *(Text(text, style="bold" if (i, j) in grid.marks else "") for j, text in enumerate(row)),
+            *(Text(printable(text), style="bold" if (i, j) in grid.marks else "") for j, text in enumerate(row)),
             end_section=i + 1 in grid.rules,
             style="red" if i in grid.alarms else None,
         )

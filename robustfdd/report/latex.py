@@ -183,7 +183,7 @@ def _columns(grid: Grid, size: _Size, widths: list[int]) -> list[str]:
     types = []
     for j, width in enumerate(widths):
         if j in wish:
-            share = rest * wish[j] / sum(wish.values())
+            share = rest * wish[j] / max(sum(wish.values()), 1)
             types.append(rf"p{{{(width * size.character + share) / _LINE:.3f}\linewidth}}")
         else:
             types.append("l" if j < grid.n_text else "r")

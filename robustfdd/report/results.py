@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +13,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from robustfdd.errors import RunDirectoryError
-from robustfdd.records import SCHEMA, Run
+from robustfdd.records import PER_SAMPLE, SCHEMA, Run
 from robustfdd.report.study import Study, Unit, read_study
 from robustfdd.report.verdicts import VERDICT_TABLE, with_verdicts
 
 Metric = Literal["robust_accuracy", "survival_rate"]
-
-#: The columns with one entry an image; a table of results leaves them in the Parquet files.
-PER_SAMPLE = ("image_index", "label", "clean_prediction", "prediction", "outcome", "distance")
 
 
 @dataclass(frozen=True)
@@ -211,12 +209,24 @@ def _key(eps: float) -> str:
     return f"{eps:.9g}"
 
 
+def _check_text(run: Run) -> None:
+    """Refuse text that JSON can hold and no other file: this package writes none."""
+    parts = {"manifest.json": run.manifest, "models": run.models, "failures": [vars(each) for each in run.failures]}
+    for name, content in parts.items():
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RunDirectoryError(f"{run.path / name}: damaged: holds text that is not Unicode ({error})") from error
+
+
 def sort_results(run: Run) -> Results:
     """Give every record of a run its place in the plan.
 
     Raises:
-        RunDirectoryError: the manifest is damaged, a verdict is unknown, or two records claim one place.
+        RunDirectoryError: the manifest is damaged, text is not Unicode, a verdict is unknown, or two records claim one
+            place.
     """
+    _check_text(run)
     study = read_study(run.manifest, run.path / "manifest.json")
     study = with_verdicts(study, run.analyses.get(VERDICT_TABLE), run.path / "analysis")
     planned = {(unit.method, unit.seed, unit.attack, unit.norm, unit.engine) for unit in study.units}

@@ -1,0 +1,50 @@
+"""Text of others in messages and tables: short enough to be read, and without what would steer a terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+
+#: Characters of a line, and lines, of a message that fits a terminal.
+LINE, LINES = 300, 20
+
+
+def is_clean(text: str) -> bool:
+    """Whether text has neither control characters nor lone surrogates, which bytes that are no UTF-8 become."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+def printable(text: str) -> str:
+    r"""Text with control characters, but for line ends and tabs, and lone surrogates written as escapes.
+
+    A terminal obeys control characters, and lone surrogates, which file names may have, cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c
+        for c in text
+    )
+
+
+def shortened(text: str, limit: int = 120) -> str:
+    """Text of at most ``limit`` characters: of a longer one the beginning and the end."""
+    if len(text) <= limit:
+        return text
+    end = limit // 4
+    return f"{text[: limit - end - 3]}...{text[-end:]}"
+
+
+def shown(value: object) -> str:
+    """A value from a file as a message shows it: its ``repr``, shortened."""
+    try:
+        return shortened(repr(value))
+    except ValueError:  # a whole number, or a list with one in it, of more digits than Python writes
+        return "a number of thousands of digits"
+
+
+def on_one_screen(text: str) -> str:
+    """A message of at most :data:`LINES` lines of :data:`LINE` characters, :func:`printable`."""
+    lines = printable(text).split("\n")
+    left_out = [f"... and {len(lines) - LINES + 1} lines more"] if len(lines) > LINES else []
+    kept = lines[: LINES - 1] if left_out else lines
+    return "\n".join([shortened(line, LINE) for line in kept] + left_out)
