@@ -37,12 +37,14 @@ Tally: TypeAlias = Callable[[str, int, int], None]
 State: TypeAlias = dict[Path, tuple[int, str]]
 
 #: What is finished, and must be there and untouched ever after.
-FINISHED = ("manifest.json", "models/*.json", "models/*[0-9].safetensors", "results/*.parquet", "analysis/*.parquet")
+FINISHED = ("manifest.json", "models/*.json", "results/*.parquet", "analysis/*.parquet")
 
 
 def state_of(run: Path) -> State:
     """Every finished file, with the time it was written and its content."""
     files = [path for pattern in FINISHED for path in run.glob(pattern)]
+    # A training is finished when its history is there, which is written after the checkpoint.
+    files += [path.with_suffix(".safetensors") for path in files if path.parent.name == "models"]
     return {path: (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files}
 
 

@@ -112,6 +112,7 @@ TEXTS = [
         "art",
         "native",
     ),
+    *("n_units", "name", "generator", "dataset", "seed", "width", "self", "recipe", "options", "rescale", "active"),
     *("EvasionAttack", "AutoAttack", "BaseGradientDescent", "os", "np", "__doc__", "inf", "PGD", "LinfPGD", "ce"),
     *("<script>alert(1)</script>", r"\input{x}", "foolbox", "linf", "l2", "bf16", "strong", "cosine", "stages"),
 ]
@@ -422,6 +423,7 @@ EPSILONS = st.sampled_from(
 KEYS = [
     *("recipe.epochs", "epochs", "methods", "name", "seeds", "a.b.c", "", ".", "recipe", "recipe.adversarial.eps", "p"),
     *("attacks", "model.width", "title", "eps_unit", "dataset", "test_images", "learning_rate", "rescale", "kappa"),
+    *("n_units", "generator", "seed", "width", "dropout", "placement", "normalization", "active"),
 ]
 SETTING = st.tuples(
     st.sampled_from(KEYS),
