@@ -25,7 +25,7 @@ from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
 from robustfdd.batching import FIXED
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
-from robustfdd.dropouts import DROPOUTS
+from robustfdd.dropouts import DROPOUTS, check_options
 from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError, RobustFDDError, Terminated, UnitError
 from robustfdd.evaluation import (
@@ -467,6 +467,7 @@ def train(
     for assignment in option or ():
         catalogue.apply_override(options, assignment)
     method = catalogue.parse(Method, {"dropout": dropout, "placement": placement, "options": options}, "train --option")
+    check_options(method.dropout, method.options)
     catalogue.parse(ModelOptions, {"width": width}, "train --width")
     target = resolve_device(device)
     data = load_dataset(dataset, root=data_root)

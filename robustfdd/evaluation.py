@@ -26,7 +26,7 @@ from robustfdd.catalogue import load_attack, load_study
 from robustfdd.classifier import device_of, frozen
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.datasets.base import to_pixels
-from robustfdd.dropouts import DROPOUTS, build_dropout
+from robustfdd.dropouts import DROPOUTS, build_dropout, check_options
 from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError, DatasetError, RobustFDDError, UnitError
 from robustfdd.executors import Executor, Inline, coordinate
@@ -96,6 +96,7 @@ def resolve_device(name: str | torch.device) -> torch.device:
 def _check_methods(study: StudySpec, source: str) -> None:
     for method in study.methods:
         try:
+            check_options(method.dropout, method.options)
             layer = build_dropout(method.dropout, n_units=1, **method.options)
         except ConfigurationError as error:
             raise ConfigurationError(f"{source}: methods: {method.label}: {error}") from None

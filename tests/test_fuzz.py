@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import datetime
 import json
+import re
 import shutil
 import string
 import tempfile
@@ -357,6 +358,39 @@ def test_an_attack_with_something_changed(there: Path, examples: int) -> None:
     hold(examples, st.sampled_from(list(ATTACKS.values())).flatmap(mutated), check_attack)
 
 
+#: What once ended in a traceback, a message of many screens, or a manifest that could not be written.
+FOUND = [
+    ("epochs = 3", f"epochs = {'9' * 5000}", "not valid TOML"),
+    ("epochs = 3", f"epochs = 0x{'f' * 5000}", r"recipe\.epochs: a whole number must be less than 2\*\*63"),
+    ("epochs = 3", f"epochs = {2**31}", r"recipe\.epochs: .*less than 2147483648"),
+    ("width = 2", "width = 1000000", r"model\.width: .*less than or equal to 1024"),
+    ("epochs = 3", f"epochs = {'[' * 5000}{']' * 5000}", "nested too deeply"),
+    ("parameters = {steps = 3}", "parameters = {steps = 5000000000}", "steps must be a number above 0 and below"),
+    ("parameters = {steps = 3}", "parameters = {relative_step = inf}", "parameters.relative_step: .*finite number"),
+    ('rescale = "inverted"', "kappa = nan", r"methods\.1\.options\.kappa: .*finite number"),
+    ('rescale = "inverted"', "n_units = 3", "no option 'n_units'"),
+    ('rescale = "inverted"', 'generator = "x"', "no option 'generator'"),
+    ('description = "A study of seconds"', f"description = [{'1, ' * 9000}]", r"description: .*\.\.\."),
+    ('name = "fgsm"', f'name = "{"x/" * 5000}"', r"/x\.\.\./x.*(cannot be read|no such attack file)"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "says"), FOUND, ids=range(len(FOUND)))
+def test_what_was_found_is_refused(old: str, new: str, says: str, there: Path) -> None:
+    assert old in STUDY
+    check_study(STUDY.replace(old, new))
+    result = invoke("plan", "./study.toml")
+    assert result.exit_code == 2
+    assert re.search(says, result.stderr), result.stderr
+
+
+def test_titles_are_no_markup(there: Path) -> None:
+    Path("study.toml").write_text(STUDY.replace('title = "Small"', 'title = "[/] [red]x"'), encoding="utf-8")
+    result = invoke("plan", "./study.toml")
+    assert result.exit_code == 0, result.output
+    assert "[/] [red]x" in result.output
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Command lines
 
@@ -564,7 +598,6 @@ def furniture(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (folder / "file").write_text("x")
     (folder / "folder" / "x").mkdir(parents=True)
     (folder / "empty").mkdir()
-    (folder / "locked").mkdir(mode=0o000)
     (folder / "loop").symlink_to("loop")
     shutil.copytree(finished_run, folder / "run")
     return folder
@@ -578,6 +611,7 @@ def test_any_command_line(command: str, furniture: Path, monkeypatch: pytest.Mon
     def check(line: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:
             shutil.copytree(furniture, folder, symlinks=True, dirs_exist_ok=True)
+            (Path(folder) / "locked").mkdir(mode=0o000)
             patch.chdir(folder)
             patch.setenv("ROBUSTFDD_DATA", str(Path(folder) / "data-root"))
             worked.append(is_clear(invoke(*line)))
@@ -585,3 +619,27 @@ def test_any_command_line(command: str, furniture: Path, monkeypatch: pytest.Mon
     with nothing_is_computed():
         hold(examples, command_lines(command), check)
     assert any(worked), "no example came to the work itself"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("attack --model m.safetensors --dataset quarters --linf 0.1 --out loop", "error: loop: "),
+        (f"attack --model m.safetensors --dataset quarters --linf 0.1 --out {'a/' * 2000}", "a..."),
+        (
+            "train --dataset quarters --dropout none --epochs 1 --width 100000 --out x.safetensors",
+            "train --width: width",
+        ),
+        ("train --dataset quarters --dropout none --epochs 1 --option seed=3 --out x.safetensors", "no option 'seed'"),
+        ("train --dataset quarters --dropout none --epochs 1 --out \udcff.safetensors", "no UTF-8"),
+        ("plan ./study.toml --set title=\udcff", "no UTF-8"),
+    ],
+)
+def test_command_lines_that_were_found(
+    line: str, says: str, furniture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(furniture, tmp_path / "here", symlinks=True))
+    with nothing_is_computed():
+        result = invoke(*line.split())
+    assert not is_clear(result)
+    assert says in result.stderr

@@ -199,6 +199,24 @@ def test_a_class_that_is_not_the_librarys_own_is_refused(engine: str, monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("relative_step = 1.0", 'relative_step = "1"', "relative_step must be a number, not '1'"),
+        ("relative_step = 1.0", "relative_step = true", "relative_step must be a number, not True"),
+        ("best_iterate = false", "best_iterate = 0", "best_iterate must be true or false, not 0"),
+        ('loss = "ce"', "loss = 3", "loss 3; allowed: ce"),
+        ("steps = 1,", 'steps = "1",', "steps must be a whole number from 1, not '1'"),
+    ],
+)
+def test_arguments_of_our_own_attacks_are_of_their_kind(old: str, new: str, says: str) -> None:
+    text = (ROOT / "attacks" / "fgsm.toml").read_text(encoding="utf-8")
+    assert old in text
+    Path("attack.toml").write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=says):
+        get_engine("native").check(catalogue.load_attack(Path("attack.toml")), Threat("linf", 0.1))
+
+
+@pytest.mark.parametrize(
     ("engine", "name", "option"),
     [("art", "fgsm", "summary_writer"), ("foolbox", "hopskipjump", "tensorboard")],
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from robustfdd.dropouts.base import DROPOUTS, Dropout, DropoutSpec, build_dropout, register
+from robustfdd.dropouts.base import DROPOUTS, Dropout, DropoutSpec, build_dropout, check_options, register
 from robustfdd.dropouts.density import FeatureDensityDropout, feature_density
 from robustfdd.dropouts.original import OriginalDropout
 from robustfdd.dropouts.spatial import SpatialDropout
@@ -25,6 +25,7 @@ __all__ = [
     "OriginalDropout",
     "SpatialDropout",
     "build_dropout",
+    "check_options",
     "feature_density",
     "register",
 ]

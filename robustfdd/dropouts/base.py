@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, get_args
@@ -361,16 +361,7 @@ def build_dropout(name: str, *, n_units: int | None = None, **options: Any) -> n
         ConfigurationError: there is no such dropout, it has no such option, a value is not allowed, or ``n_units`` is
             needed and missing.
     """
-    if name not in _REGISTRY:
-        raise ConfigurationError(f"unknown dropout {name!r}; allowed: {', '.join(_REGISTRY)}{_hint(name, _REGISTRY)}")
-    spec = _REGISTRY[name]
-    allowed = spec.options
-    for option in options:
-        if option not in allowed:
-            raise ConfigurationError(
-                f"dropout {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}"
-                f"{_hint(option, allowed)}"
-            )
+    spec = _checked(name, options, _REGISTRY[name].options if name in _REGISTRY else ())
     if spec.needs_units:
         if n_units is None:
             raise ConfigurationError(f"dropout {name!r} must be told the number of its features or maps: n_units=...")
@@ -379,6 +370,31 @@ def build_dropout(name: str, *, n_units: int | None = None, **options: Any) -> n
         return spec.build(**options)
     except ConfigurationError as error:
         raise ConfigurationError(f"dropout {name!r}: {error}") from error
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Make sure that a file or a command line names a dropout and options of it; their values are left to the layer.
+
+    Args:
+        name: of the dropout.
+        options: by name; not the generator, which no file can hold.
+
+    Raises:
+        ConfigurationError: there is no such dropout, or it has no such option.
+    """
+    _checked(name, options, _REGISTRY[name].settings({}) if name in _REGISTRY else ())
+
+
+def _checked(name: str, options: Iterable[str], allowed: Collection[str]) -> DropoutSpec:
+    if name not in _REGISTRY:
+        raise ConfigurationError(f"unknown dropout {name!r}; allowed: {', '.join(_REGISTRY)}{_hint(name, _REGISTRY)}")
+    for option in options:
+        if option not in allowed:
+            raise ConfigurationError(
+                f"dropout {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}"
+                f"{_hint(option, allowed)}"
+            )
+    return _REGISTRY[name]
 
 
 def _hint(value: object, allowed: Iterable[str]) -> str:

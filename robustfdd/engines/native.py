@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from robustfdd.engines.base import FirstGradient, Perturb, check_arguments, rand
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.square import square
+from robustfdd.text import shown
 from robustfdd.threat import Threat
 
 
@@ -23,6 +25,16 @@ def _check(loss: str, steps: int, restarts: int, least_steps: int) -> None:
     for name, value, least in (("steps", steps, least_steps), ("restarts", restarts, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConfigurationError(f"{name} must be a whole number from {least}, not {value!r}")
+
+
+def _check_kinds(cls: type[Any], arguments: Mapping[str, Any]) -> None:
+    """Make sure that what a file spells is of the kind that the class takes; whole numbers and losses are its own."""
+    for field in fields(cls):
+        value = arguments[field.name]
+        if field.type == "float" and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigurationError(f"{field.name} must be a number, not {shown(value)}")
+        if field.type == "bool" and not isinstance(value, bool):
+            raise ConfigurationError(f"{field.name} must be true or false, not {shown(value)}")
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,7 @@ class NativeEngine:
             )
         check_arguments(attack, cls, arguments, given=set())
         try:
+            _check_kinds(cls, arguments)
             return cls(**arguments)
         except ConfigurationError as error:
             raise ConfigurationError(f"attack {attack.name!r}: {error}") from None
