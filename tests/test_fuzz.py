@@ -36,6 +36,8 @@ from robustfdd.models import build_model, save_model
 #: How many examples of each property are tried: a few, the same every time, by default, and many, new ones, by
 #: `tox run -e faults`.
 EXAMPLES = pytest.mark.parametrize("examples", [60, pytest.param(4000, marks=pytest.mark.faults)])
+#: Of each command.
+LINES = pytest.mark.parametrize("examples", [30, pytest.param(1500, marks=pytest.mark.faults)])
 #: What fits a terminal of ordinary size when it is told.
 SCREEN_LINES, SCREEN_CHARACTERS = 25, 4000
 
@@ -603,7 +605,7 @@ def furniture(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@EXAMPLES
+@LINES
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_any_command_line(command: str, furniture: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
     worked: list[bool] = []
