@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -26,16 +27,18 @@ from benchmarks import sweep as sweep_module
 from benchmarks import training as training_module
 from benchmarks.__main__ import RESULTS, parser, settings_from
 from benchmarks.cases import Case, all_cases
+from benchmarks.cluster import METHODS, Size, _summary
 from benchmarks.contenders import CONTENDERS, REFERENCE, Bare, Contender, Foolbox, OurNative
 from benchmarks.progress import Bar
 from benchmarks.run import Settings, benchmark
 from benchmarks.statistics import COVERAGE, median_interval, paired_ratio
 from benchmarks.subject import Subject, make_subject
 from benchmarks.sweep import present, run_sweeps
-from benchmarks.tables import Table, fill_page, number, sweep_tables
+from benchmarks.tables import Table, cluster_tables, fill_page, number, sweep_tables
 from benchmarks.targets import Target, target_table
 from benchmarks.usage import Usage, measured
 from benchmarks.workers import Job, Worker, WorkerError, take_turns
+from robustfdd.catalogue import load_study
 from robustfdd.datasets.base import Dataset
 from robustfdd.errors import ConfigurationError
 from robustfdd.models import build_model
@@ -226,12 +229,55 @@ def test_a_page_gets_the_tables_there_are(tmp_path: Path) -> None:
 def test_the_page_shows_the_committed_results(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     places = re.findall(r"<!-- benchmark ([\w-]+)/(\w+) -->", text)
-    assert {name for _, name in places} == {"targets", "sweep", "dropout", "training", "hardware"}
+    assert {name for _, name in places} == {"targets", "sweep", "dropout", "training", "cluster", "hardware"}
     for run, name in places:
         assert (RESULTS / run / f"{name}.md").is_file()
     (tmp_path / "page.md").write_text(text, encoding="utf-8")
     fill_page(tmp_path / "page.md", RESULTS)
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == text
+
+
+def test_a_cluster_is_compared_with_one_node_round_by_round() -> None:
+    rounds = pd.DataFrame(
+        {
+            "round": [0, 0, 1, 1, 2, 2],
+            "nodes": [1, 2, 2, 1, 1, 2],
+            "units": 5,
+            "seconds": [100.0, 60.0, 50.0, 80.0, 120.0, 66.0],
+            "same": [True, True, True, True, True, False],
+        }
+    )
+    found = _summary(rounds).set_index("nodes")
+    assert list(found["ratio"]) == [1.0, 0.6]
+    assert (found.loc[2, "ratio_low"], found.loc[2, "ratio_high"]) == (0.55, 0.625)
+    assert list(found["seconds"]) == [100.0, 60.0]
+    assert list(found["same"]) == [True, False]
+    (target,) = target_table(None, None, None, found.reset_index()).to_dict("records")
+    assert (target["measured"], target["met"]) == (0.6, True)
+    assert "NO" in cluster_tables(found.reset_index(), 3)[0].markdown()
+
+
+def test_the_study_of_the_cluster_can_be_run(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(Size("fashion-mnist-mini", 64, 16, 3).study(), encoding="utf-8")
+    study = load_study(tmp_path / "study.toml")
+    assert [method.label for method in study.methods] == list(METHODS)
+    assert study.recipe.epochs == 3
+
+
+def test_without_ray_the_cluster_is_left_out(
+    quarters: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.run.find_spec", lambda _: None)
+    out = benchmark(
+        replace(SETTINGS, parts=("cluster",)),
+        quarters,
+        checkpoint=None,
+        device=torch.device("cpu"),
+        out=tmp_path / "tiny",
+        command="python -m benchmarks",
+    )
+    (note,) = json.loads((out / "hardware.json").read_text(encoding="utf-8"))["notes"]
+    assert "pip install 'robustfdd[ray]'" in note
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_a_killed_training_goes_on_after_its_last_whole_epoch(
     server: Any, folder: Path, tmp_path: Path, tally: Tally
 ) -> None:
     study = tmp_path / "long.toml"
-    text = (folder / "s.toml").read_text().replace("epochs = 3", "epochs = 40")
+    text = (folder / "s.toml").read_text().replace("epochs = 3", "epochs = 60")
     study.write_text(re.sub("methods = .*", 'methods = ["fdd-3d"]', text))
     reference = run_evaluation(study, out=tmp_path / "reference")
     run, kills = tmp_path / "run", (5, 21)
