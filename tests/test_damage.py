@@ -110,6 +110,11 @@ def said(run: Path, timed: bool = True) -> str:
     return repr(plain({**found, "weights": read(run, "checkpoint")}, timed))
 
 
+def times(run: Path) -> dict[Path, int]:
+    """When each file of a run was written, but for its lock's, which are made and removed as a run comes and goes."""
+    return {path: path.stat().st_mtime_ns for path in run.rglob("*.*") if path.name not in (".lock", ".lock.json")}
+
+
 def read(run: Path, kind: str) -> str:
     """What a file of a run says."""
     path = run / FILES[kind]
@@ -220,10 +225,9 @@ def test_what_is_damaged_is_not_done(run: Path, study: Path, kind: str, damage: 
 @pytest.mark.parametrize("kind", TASKS)
 def test_a_run_that_goes_on_makes_it_anew_and_nothing_else(run: Path, whole: Path, study: Path, kind: str) -> None:
     flip(run, kind)
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.*")}
+    before = times(run)
     run_evaluation(study, out=run, audit=True)
-    after = {path: path.stat().st_mtime_ns for path in run.rglob("*.*")}
-    changed = {path.relative_to(run).as_posix() for path in after if after[path] != before.get(path)}
+    changed = {path.relative_to(run).as_posix() for path, time in times(run).items() if time != before.get(path)}
     assert changed - {"journal.jsonl"} == WRITTEN[TASKS[kind]]
     assert said(run, timed=False) == said(whole, timed=False)
 
@@ -242,9 +246,9 @@ def test_a_run_of_a_damaged_manifest_does_not_go_on(
     run: Path, study: Path, damage: Callable[[Path, str], None]
 ) -> None:
     damage(run, "manifest")
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    before = times(run)
     refused(invoke("run", study, "--out", run), str(run / "manifest.json"), "restore it", "name another", "--out")
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock.json"} == before
+    assert times(run) == before
 
 
 def test_a_damaged_failure_does_not_keep_a_run_from_going_on(run: Path, study: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import csv
 import io
 import json
+import math
 import pickle
 import re
 import sys
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import report_runs
 import torch
@@ -42,7 +45,7 @@ from robustfdd.manifest import command_line
 from robustfdd.progress import Display
 from robustfdd.records import Failure
 from robustfdd.report import write
-from robustfdd.report.grid import Grid, to_markdown
+from robustfdd.report.grid import Grid, to_csv, to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.write import write_report
 from robustfdd.text import on_one_screen, printable, shown
@@ -595,6 +598,20 @@ def test_any_text_in_a_table_is_text(cells: list[str], title: str, caption: str,
     grid = Grid("x", title, caption, tuple(cells), (tuple(cells),), 1, prose=frozenset({0} if prose else ()))
     assert_only_text(to_latex(grid, label="x"), 3)
     assert_one_table(to_markdown(grid), 3)
+
+
+@settings(max_examples=150, derandomize=True, deadline=None, database=None)
+@given(st.lists(st.one_of(TEXTS, st.none(), st.integers(-5, 5)), min_size=1, max_size=4), st.lists(st.floats()))
+def test_any_text_in_csv_is_read_back_as_it_is_shown(cells: list[str | int | None], figures: list[float]) -> None:
+    figures = (figures + [0.5] * len(cells))[: len(cells)]
+    frame = pd.DataFrame({"name": pd.Series(cells, dtype=object), "figure": figures})
+    header, *rows = csv.reader(io.StringIO(to_csv(frame), newline=""))
+    assert header == ["name", "figure"]
+    shown_as = ["" if cell is None else printable(cell) if isinstance(cell, str) else str(cell) for cell in cells]
+    assert [row[0] for row in rows] == shown_as
+    assert not any(c < " " and c not in "\n\t" for row in rows for c in row[0])
+    for row, figure in zip(rows, figures, strict=True):
+        assert row[1] == "" if math.isnan(figure) else float(row[1]) == figure
 
 
 #: Where a run directory holds text: everywhere but in what has a few allowed values.

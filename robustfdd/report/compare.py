@@ -20,7 +20,7 @@ from robustfdd.report import comparison_tables as tables
 from robustfdd.report.combine import combine
 from robustfdd.report.comparison import Comparison, compare
 from robustfdd.report.comparison_figures import draw_differences, draw_scatter
-from robustfdd.report.grid import Grid, escape_markdown, to_markdown, to_rich
+from robustfdd.report.grid import Grid, escape_markdown, to_csv, to_markdown, to_rich
 from robustfdd.report.latex import to_latex
 from robustfdd.report.matching import run_dataset
 from robustfdd.report.results import sort_results
@@ -98,7 +98,7 @@ class _Files:
         write_text(self._folder / f"{self._prefix}{name}", text)
 
     def csv(self, name: str, frame: pd.DataFrame) -> None:
-        self.text(f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+        self.text(f"{name}.csv", to_csv(frame))
 
     def latex(self, name: str, grids: Sequence[Grid]) -> None:
         self.text(f"{name}.tex", "\n".join(to_latex(grid, label=f"{self._prefix}{grid.name}") for grid in grids))

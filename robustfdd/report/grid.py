@@ -1,10 +1,14 @@
-"""A table as it is read: headers, cells as text, marks. Markdown, LaTeX, HTML and the terminal show this one form."""
+"""A table as it is read: headers, cells as text, marks. Markdown, LaTeX, HTML and the terminal show this one form.
+
+The data behind it goes into CSV.
+"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
+import pandas as pd
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -55,6 +59,16 @@ class Grid:
 def group_starts(names: list[str]) -> frozenset[int]:
     """Rows, other than the first, whose name differs from the one above."""
     return frozenset(i for i in range(1, len(names)) if names[i] != names[i - 1])
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The data behind a table as CSV, its text :func:`~robustfdd.text.printable`: Python 3.10 writes no NUL to CSV."""
+    texts = {
+        name: pd.Series([printable(v) if isinstance(v, str) else v for v in values], index=frame.index, dtype=object)
+        for name, values in frame.select_dtypes(exclude=["number", "bool", "datetime"]).items()
+    }
+    written: str = frame.assign(**texts).to_csv(index=False, lineterminator="\n")
+    return written
 
 
 def escape_markdown(text: str) -> str:

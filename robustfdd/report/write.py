@@ -18,7 +18,7 @@ from robustfdd.report.audit import verdicts
 from robustfdd.report.combine import combine
 from robustfdd.report.curves import interactive_figure, panels
 from robustfdd.report.figures import draw_overview, draw_panel, draw_training
-from robustfdd.report.grid import Grid, to_markdown
+from robustfdd.report.grid import Grid, to_csv, to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.notes import notes
 from robustfdd.report.page import Exhibit, Section, render_page
@@ -54,7 +54,7 @@ class _Files:
 
     def csv(self, name: str, frame: pd.DataFrame) -> None:
         """Write data as CSV."""
-        write_text(self._path(_TABLES, f"{name}.csv"), frame.to_csv(index=False, lineterminator="\n"))
+        write_text(self._path(_TABLES, f"{name}.csv"), to_csv(frame))
 
     def figure(self, name: str, files: Mapping[str, bytes]) -> bytes:
         """Write a figure in all its forms, and give back the PNG."""
