@@ -328,10 +328,15 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> ResNet18
     checkpoint, weights = _read(Path(path))
     config = own_config(checkpoint)
     try:
+        # Without memory first: a header can ask for a network of any size, and the file has the weights of one.
+        with torch.device("meta"):
+            described = {name: tensor.shape for name, tensor in ResNet18(config).state_dict().items()}
+        if described != {name: tensor.shape for name, tensor in weights.items()}:
+            raise CheckpointError(f"{path}: its weights do not fit the network it describes")
         with GlobalRandomness(0):  # the weights are overwritten; the caller's random state must not be used for them
             model = ResNet18(config)
         model.load_state_dict(weights)
-    except (RuntimeError, ConfigurationError) as error:
+    except (RuntimeError, TypeError, OverflowError, ConfigurationError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the network it describes ({error})") from error
     return model.to(device).to(memory_format=torch.channels_last).eval()
 

@@ -199,6 +199,9 @@ def test_broken_checkpoints_are_named(quarters: Dataset, tmp_path: Path) -> None
     refused("not that of its digest")
     save(wrong, weights_sha256=tensor_digest(dict(sorted(wrong.items()))))
     refused("do not fit")
+    for width in (2, 10**6, 10**18, 10**30):  # of the largest no network could be built to see it
+        save(tensors, config={**header["config"], "width": width})
+        refused("do not fit")
     save_file(tensors, path, metadata={"robustfdd": json.dumps({**header, "provenance": {"seed": 5}})})
     refused("not that of its digest")
 
