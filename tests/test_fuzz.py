@@ -611,19 +611,19 @@ def furniture(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @LINES
 @pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_any_command_line(command: str, furniture: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
-    worked: list[bool] = []
-
-    def check(line: list[str]) -> None:
+    def check(line: list[str], right: bool = False) -> None:
         with tempfile.TemporaryDirectory() as folder, monkeypatch.context() as patch:
             shutil.copytree(furniture, folder, symlinks=True, dirs_exist_ok=True)
             (Path(folder) / "locked").mkdir(mode=0o000)
             patch.chdir(folder)
             patch.setenv("ROBUSTFDD_DATA", str(Path(folder) / "data-root"))
-            worked.append(is_clear(invoke(*line)))
+            worked = is_clear(result := invoke(*line))
+            assert worked or not right, result.output
 
+    needed = [word for option in COMMANDS[command] if option.needed for word in option.words(option.right[0])]
     with nothing_is_computed():
+        check([command, *needed], right=True)
         hold(examples, command_lines(command), check)
-    assert any(worked), "no example came to the work itself"
 
 
 @pytest.mark.parametrize(

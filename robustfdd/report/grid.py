@@ -67,7 +67,8 @@ def to_csv(frame: pd.DataFrame) -> str:
         name: pd.Series([printable(v) if isinstance(v, str) else v for v in values], index=frame.index, dtype=object)
         for name, values in frame.select_dtypes(exclude=["number", "bool", "datetime"]).items()
     }
-    written: str = frame.assign(**texts).to_csv(index=False, lineterminator="\n")
+    header = [printable(str(name)) for name in frame]
+    written: str = frame.assign(**texts).to_csv(index=False, header=header, lineterminator="\n")
     return written
 
 
