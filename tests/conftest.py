@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ from robustfdd.evaluation import run_evaluation
 from robustfdd.models import load_model
 from robustfdd.specs import ENGINES, AttackSpec, Scalar
 
-# Networks this small gain nothing from threads, and lose much when several test processes share the cores.
+# Networks this small gain nothing from threads, and lose much when several test processes share the cores. The
+# processes that tests start come to the same bits only with as many.
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parent.parent
 
