@@ -138,6 +138,10 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
 
 
 _UNDEFINED = "the model returns NaN logits for a perturbed image"
+_NO_DIRECTION = (
+    "the gradient of the loss with respect to an image is NaN or infinite, so that it has no direction. Look for a "
+    "square root, a norm or a logarithm at 0 in the model's forward"
+)
 
 
 def forward(model: nn.Module, x: Tensor) -> Tensor:
@@ -166,20 +170,23 @@ def input_gradient(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Differ
         loss: what is differentiated.
 
     Raises:
-        ModelContractError: a logit is NaN.
+        ModelContractError: a logit is NaN, or a gradient is not finite. A model in
+            :class:`robustfdd.watched_gradient.WatchedGradient` has finite gradients only.
     """
     logits, values, gradient = _differentiated(model, x, y, loss)
+    if not bool(torch.isfinite(gradient).all()):
+        raise ModelContractError(_NO_DIRECTION)
     return _checked(logits), values, gradient
 
 
 def _differentiated(model: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Differentiated:
-    """As :func:`input_gradient`, without a look at the logits, for which a GPU would have to be waited for."""
+    """As :func:`input_gradient`, without a look at what it gives, for which a GPU would have to be waited for."""
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         logits: Tensor = model(leaf)
         values = loss(logits, y)
         (gradient,) = torch.autograd.grad((values * LOSS_SCALE).sum(), leaf)
-    return logits.detach(), values.detach(), torch.nan_to_num(gradient.detach())
+    return logits.detach(), values.detach(), gradient.detach()
 
 
 def ascend(
@@ -208,20 +215,23 @@ def ascend(
         first: what :func:`input_gradient` gives at the first iterate, where it is known.
 
     Raises:
-        ModelContractError: a logit was NaN on the way.
+        ModelContractError: a logit was NaN on the way, or a gradient not finite.
     """
     current = x if start is None else project(x, x + start, threat)
-    undefined = torch.zeros((), dtype=torch.bool, device=x.device)
+    undefined, no_direction = (torch.zeros((), dtype=torch.bool, device=x.device) for _ in range(2))
     for step in range(steps):
         if step == 0 and first is not None:
             gradient = first[2]
         else:
             logits, _, gradient = _differentiated(model, current, y, loss)
             undefined |= torch.isnan(logits).any()
+            no_direction |= ~torch.isfinite(gradient).all()
         moved = current + relative_step * threat.eps * direction(gradient, threat.norm)
         current = project(x, moved, threat)
     if bool(undefined):
         raise ModelContractError(_UNDEFINED)
+    if bool(no_direction):
+        raise ModelContractError(_NO_DIRECTION)
     return current
 
 
@@ -297,7 +307,7 @@ def pgd(
         first: what :func:`input_gradient` gives at the first iterate, where it is known.
 
     Raises:
-        ModelContractError: the model returns NaN for a perturbed image.
+        ModelContractError: the model returns NaN for a perturbed image, or its gradient is not finite.
     """
     watch = _Watch(model, y, loss, steps)
     current = x if start is None else project(x, x + start, threat)
@@ -360,7 +370,7 @@ def apgd(
         stop: whether to leave an image alone once an iterate of it is adversarial.
 
     Raises:
-        ModelContractError: the model returns NaN for a perturbed image.
+        ModelContractError: the model returns NaN for a perturbed image, or its gradient is not finite.
     """
     n, looks = len(x), _checkpoints(steps)[1:]
     watch = _Watch(model, y, loss, steps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.classifier import frozen
-from robustfdd.errors import UnitError
+from robustfdd.errors import UnitError, is_out_of_memory
 from robustfdd.randomness import GlobalRandomness
 
 T = TypeVar("T")
@@ -33,16 +33,6 @@ OVERHEAD = 3.0
 SHARE = 0.5
 #: What is taken to be free where the system does not say.
 UNKNOWN = 2**31
-
-#: Words by which torch and the libraries below it say that memory ran out, where they raise a plain RuntimeError.
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "alloc_failed",
-    "allocation_failed",  # as cuDNN 9 spells it
-)
 
 
 class BatchSize:
@@ -107,13 +97,6 @@ def _power_of_two(most: float) -> int:
     return 1 << max(int(most), 1).bit_length() - 1
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on whatever device and by whatever library."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
-
-
 def gradient_bytes(model: nn.Module, x: Tensor) -> int:
     """Bytes that autograd keeps between the passes of an input gradient of a frozen model, its own tensors left out.
 
@@ -121,13 +104,14 @@ def gradient_bytes(model: nn.Module, x: Tensor) -> int:
         model: any classifier.
         x: images, shape (N, C, H, W), on the model's device.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    tensors = (*model.parameters(), *model.buffers())
+    own = {storage.data_ptr() for storage in map(_storage, tensors) if storage is not None}
     # Kept alive, so that no address is counted for two of them.
     kept: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        storage = _storage(tensor)
+        if storage is not None and storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage
         # Without its history: a result that its own graph keeps would hold the graph, and neither were ever freed.
         return tensor.detach()
@@ -141,6 +125,14 @@ def gradient_bytes(model: nn.Module, x: Tensor) -> int:
     ):
         model(x.clone().requires_grad_())
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The memory of a tensor; None for one that has not one piece of it, as sparse tensors have not."""
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def free_memory(device: torch.device) -> int:

@@ -7,16 +7,20 @@ normalisation inside the model.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import itertools
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustfdd.datasets.base import to_pixels
-from robustfdd.errors import ModelContractError
+from robustfdd.errors import ModelContractError, RobustFDDError, UnitError, is_out_of_memory
 from robustfdd.randomness import GlobalRandomness
+from robustfdd.text import shortened
 
 #: Two forward passes of a deterministic model on the same batch differ by no more than this, relative to the largest
 #: logit. Threads may sum in another order; a mask drawn at random changes logits by far more.
@@ -36,7 +40,14 @@ def tensor_digest(tensors: Mapping[str, object]) -> str:
     for name, value in tensors.items():
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            dense = value.detach().cpu()
+            if dense.is_quantized:
+                digest.update(f"{dense.qscheme()}".encode())
+                dense = torch.cat([dense.dequantize().flatten().double(), dense.int_repr().flatten().double()])
+            elif dense.layout != torch.strided:
+                digest.update(f"{dense.layout}".encode())
+                dense = dense.to_dense()
+            digest.update(dense.resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         else:
             digest.update(f"{name} {value!r}".encode())
     return digest.hexdigest()
@@ -45,6 +56,20 @@ def tensor_digest(tensors: Mapping[str, object]) -> str:
 def weights_digest(model: nn.Module) -> str:
     """A hash of the model's parameters and buffers, with their names."""
     return tensor_digest(model.state_dict())
+
+
+def _in_mode(model: nn.Module, training: bool) -> None:
+    """Have a model and all in it be in a mode, without relying on what its own ``train`` and ``eval`` return or are.
+
+    Both are ordinary names: a class may use ``train`` for its fitting routine, or forget to return itself, and models
+    that come out of ``torch.export`` refuse both. One that takes a ``mode``, as torch's does, is called, since it may
+    do more than set flags: it may merge low-rank weights, for instance.
+    """
+    for module in model.modules():
+        own = "train" in vars(module) or type(module).train is not nn.Module.train
+        if own and "mode" in inspect.signature(module.train).parameters:
+            with suppress(Exception):  # then the flags alone tell
+                module.train(training)
 
 
 @contextmanager
@@ -57,18 +82,83 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
     """
     modes = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    model.eval()
+    _in_mode(model, False)
+    for module, _ in modes:
+        module.training = False
     for parameter, _, _ in parameters:
         parameter.requires_grad_(False)
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield model
     finally:
+        if any(training for _, training in modes):
+            _in_mode(model, True)
         for module, training in modes:
             module.training = training
         for parameter, requires_grad, gradient in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
+
+
+class Asked(nn.Module):
+    """Anybody's model as everything here asks it: its own code is run in this one place.
+
+    A model that writes into its input writes into a copy, and one that raises, or returns something else than one row
+    of logits an image, ends in an error that says so.
+
+    Args:
+        model: any torch module. Its mode is left alone, also by what switches the mode of this wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model.model if isinstance(model, Asked) else model
+        self.training = False
+
+    def train(self, mode: bool = True) -> Asked:  # noqa: ARG002 - see the class
+        """Nothing: the libraries switch modes at every call, and ``train`` is a fitting routine in some classes."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (N, K) of images of shape (N, C, H, W).
+
+        Raises:
+            ModelContractError: the model raises, or returns what is no tensor of that shape.
+        """
+        try:
+            logits = self.model(x.clone())
+        except (Exception, SystemExit) as error:  # whatever somebody's code raises, the answer is the same
+            if isinstance(error, (RobustFDDError, UnitError)) or is_out_of_memory(error):
+                raise
+            raise ModelContractError(
+                f"the model fails on {_images(x)}: {type(error).__name__}: {error or 'without a reason'}"
+            ) from error
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
+            got = (
+                f"a tensor of shape {tuple(logits.shape)}"
+                if isinstance(logits, Tensor)
+                else f"a {type(logits).__name__}"
+            )
+            raise ModelContractError(
+                f"the model must return logits of shape ({len(x)}, K) for {_images(x)}, not {got}"
+                + _advice(logits, len(x))
+            )
+        return logits
+
+
+def _images(x: Tensor) -> str:
+    """A batch in words."""
+    shape = f"of shape {tuple(x.shape[1:])}"
+    return f"a single image {shape}" if len(x) == 1 else f"a batch of {len(x)} images {shape}"
+
+
+def _advice(returned: object, n: int) -> str:
+    """What to look for in a model that returns no rows of logits."""
+    if n == 1 and isinstance(returned, Tensor) and returned.ndim == 1:
+        return ". Look for squeeze() without a dimension, which takes a batch of one image apart too"
+    if isinstance(returned, (tuple, list, Mapping)):
+        return ". Wrap it in a module that returns the logits alone"
+    return ""
 
 
 def check_images(x: Tensor) -> None:
@@ -115,9 +205,12 @@ class ExpectedPrediction(nn.Module):
     of the passes' own cross-entropies; the two differ in the weight of a pass, which here is in proportion to the
     probability that it gives to the true class.
 
+    The passes are separate ones. Copies of an image in one pass need not have draws of their own: a model may draw once
+    for a whole batch, as one that resizes it at random does, and a mean over such copies is one draw.
+
     Args:
-        model: a classifier; it draws anew for every image of a batch.
-        n_samples: passes that are averaged, at least 1; a batch is this many times as large inside.
+        model: a classifier.
+        n_samples: passes that are averaged, at least 1.
     """
 
     def __init__(self, model: nn.Module, n_samples: int) -> None:
@@ -128,14 +221,16 @@ class ExpectedPrediction(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of shape (N, K) of images of shape (N, C, H, W)."""
-        repeated = x.repeat(self.n_samples, *(1,) * (x.ndim - 1))
-        log_probabilities: Tensor = self.model(repeated).log_softmax(1).view(self.n_samples, len(x), -1)
+        log_probabilities = torch.stack([self.model(x).log_softmax(1) for _ in range(self.n_samples)])
         return log_probabilities.logsumexp(0) - math.log(self.n_samples)
 
 
-def _differ(first: Tensor, second: Tensor) -> bool:
-    """Whether two passes over the same images gave different logits, beyond the order of sums."""
-    scale = float(first.abs().max())
+def _differ(first: Tensor, second: Tensor, of: Tensor | None = None) -> bool:
+    """Whether two passes over the same images gave different logits, beyond the order of sums.
+
+    ``of`` are the logits whose largest one sets the scale, the first ones when None.
+    """
+    scale = float((first if of is None else of).abs().max())
     return float((first - second).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12)
 
 
@@ -146,24 +241,30 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
         model: any torch module.
         x: images, shape (N, C, H, W), pixels in [0, 1], at least one.
     """
-    with frozen(model), torch.no_grad(), GlobalRandomness(0):
-        try:
-            first, second = model(x.clone()), model(x.clone())
-        except Exception:  # what is wrong with it, check_classifier says
-            return False
-    alike = isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape
+    asked = Asked(model)
+    try:
+        _check_initialised(model)
+        with frozen(asked), torch.no_grad(), GlobalRandomness(0):
+            first, second = asked(x), asked(x)
+    except ModelContractError:  # check_classifier says it
+        return False
+    alike = first.shape == second.shape
     return alike and first.numel() > 0 and bool(torch.isfinite(first).all()) and _differ(first, second)
 
 
+#: Images that :func:`check_classifier` asks the model about one by one.
+_SINGLE_IMAGES = 8
+
+
 def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, *, random: bool = False) -> int:
-    """Hold a model to the contract on a few images.
+    """Hold a model to the contract on a few images: whole, in parts, in another order, and with a backward pass.
 
     Args:
         model: any torch module.
         x: images, shape (N, C, H, W), pixels in [0, 1], at least one.
         n_classes: how many logits are expected; whatever the model returns when None.
-        random: whether the forward pass is said to be random in evaluation mode, with every image's randomness its
-            own. Saying so of a model that is not is an error too.
+        random: whether the forward pass is said to be random in evaluation mode. Saying so of a model that is not is
+            an error too.
 
     Returns:
         The number of classes.
@@ -174,44 +275,14 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
             gradient to them.
     """
     check_images(x)
+    _check_initialised(model)
+    asked = Asked(model)
     # The passes of a model that is random in evaluation must not move the caller's random state.
-    with frozen(model), torch.no_grad(), GlobalRandomness(0):
-        try:
-            # Copies, lest a model that writes into its input be taken for a random one.
-            first, second = model(x.clone()), model(x.clone())
-            fewer = model(x[: (len(x) + 1) // 2].clone())
-        except Exception as error:  # whatever a user's model raises, the answer is the same
-            raise ModelContractError(
-                f"the model fails on images of shape {tuple(x.shape)}: {type(error).__name__}: {error}"
-            ) from error
-    if not isinstance(first, Tensor) or first.ndim != 2 or first.shape[0] != x.shape[0]:
-        got = f"a tensor of shape {tuple(first.shape)}" if isinstance(first, Tensor) else f"a {type(first).__name__}"
-        raise ModelContractError(
-            f"the model must return logits of shape ({len(x)}, {n_classes or 'K'}) for {len(x)} images, not {got}"
-        )
-    if n_classes is not None and first.shape[1] != n_classes:
-        raise ModelContractError(
-            f"the model must return {n_classes} logits an image, one for each class of the data set, "
-            f"not {first.shape[1]}"
-        )
-    if first.shape[1] < 2:
-        raise ModelContractError("the model must return at least two logits an image")
-    if first.dtype != torch.float32:
-        raise ModelContractError(
-            f"the model must take float32 images and return float32 logits, not {first.dtype}: in half precision the "
-            "gradients of confident predictions vanish, which looks like robustness"
-        )
-    if not bool(torch.isfinite(first).all()):
-        raise ModelContractError("the model returns NaN or infinite logits")
-    rows = first.double()
-    ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
-    if bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-4):
-        raise ModelContractError(
-            "the model returns probabilities: every row is non-negative and sums to 1. "
-            "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
-        )
-    scale = float(first.abs().max())
-    differs = _differ(first, second)
+    with frozen(asked), torch.no_grad(), GlobalRandomness(0):
+        first, second = asked(x), asked(x)
+        parts = [(index, asked(x[index])) for index in _parts(len(x), x.device)]
+    _check_logits(first, n_classes)
+    differs = first.shape != second.shape or _differ(first, second)
     if random and not differs:
         raise ModelContractError(
             "eot_samples is given, but the model's forward is deterministic in evaluation mode: the same images gave "
@@ -224,19 +295,86 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
             "robustness, so it is refused. Make the forward deterministic in evaluation mode (for a dropout layer: "
             "active='train'), or state how many passes a gradient is to be averaged over: eot_samples, e.g. 16"
         )
-    if not random and float((first[: len(fewer)] - fewer).abs().max()) > RANDOM_FORWARD_RTOL * max(scale, 1e-12):
-        raise ModelContractError(
-            "the model's logits for an image depend on the other images of the batch, so its accuracy would depend on "
-            "the batch size. Make it treat every image by itself in evaluation mode (for batch norm: keep running "
-            "statistics)"
-        )
-    with frozen(model), torch.inference_mode(False), torch.enable_grad(), GlobalRandomness(0):
-        if not model(x.clone().requires_grad_()).requires_grad:
+    for index, logits in parts:
+        wrong_shape = logits.shape[1:] != first.shape[1:]
+        if wrong_shape or (not random and _differ(first[index], logits, of=first)):
             raise ModelContractError(
-                "the model's logits have no gradient with respect to the image, so a gradient attack cannot move it. "
-                "Look for detach, no_grad, argmax, or a conversion to NumPy in its forward"
+                "the model's logits for an image depend on the other images of the batch, so its accuracy would depend "
+                "on the batch size. Make it treat every image by itself in evaluation mode (for batch norm: keep "
+                "running statistics)"
             )
+    _check_gradient(asked, x)
     return int(first.shape[1])
+
+
+def _parts(n: int, device: torch.device) -> Iterator[Tensor]:
+    """Choices of the positions from 0 to n - 1: all in another order, the halves, and some alone."""
+    every = torch.arange(n, device=device)
+    if n > 1:
+        yield every.flip(0).roll(1)
+        yield every[: (n + 1) // 2]
+        yield every[(n + 1) // 2 :]
+    n_single = min(n, _SINGLE_IMAGES)
+    yield from torch.linspace(0, n - 1, n_single, device=device).round().long()[:, None]
+
+
+def _check_initialised(model: nn.Module) -> None:
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    lazy = [name for name, tensor in tensors if is_lazy(tensor)]
+    if lazy:
+        raise ModelContractError(
+            f"the model has parameters without values ({shortened(', '.join(lazy))}), as torch's lazy layers do before "
+            "they are used: load its weights, or train it, before it is judged"
+        )
+
+
+def _check_logits(logits: Tensor, n_classes: int | None) -> None:
+    """Hold the logits of a batch to the contract, but for what shows only when others are asked for."""
+    if n_classes is not None and logits.shape[1] != n_classes:
+        raise ModelContractError(
+            f"the model must return {n_classes} logits an image, one for each class of the data set, "
+            f"not {logits.shape[1]}"
+        )
+    if logits.shape[1] < 2:
+        raise ModelContractError("the model must return at least two logits an image")
+    if logits.dtype != torch.float32:
+        raise ModelContractError(
+            f"the model must take float32 images and return float32 logits, not {logits.dtype}: in half precision the "
+            "gradients of confident predictions vanish, which looks like robustness"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelContractError("the model returns NaN or infinite logits")
+    rows = logits.double()
+    ones = torch.ones(len(rows), dtype=torch.float64, device=rows.device)
+    if bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-4):
+        raise ModelContractError(
+            "the model returns probabilities: every row is non-negative and sums to 1. "
+            "Return the logits, without the softmax: on probabilities the cross-entropy has hardly any gradient"
+        )
+
+
+def _check_gradient(asked: Asked, x: Tensor) -> None:
+    """Make sure that the logits can be differentiated with respect to the images; by going all the way back."""
+    missing = (
+        "the model's logits have no gradient with respect to the image, so a gradient attack cannot move it. "
+        "Look for detach, no_grad, argmax, or a conversion to NumPy in its forward"
+    )
+    with frozen(asked), torch.inference_mode(False), torch.enable_grad(), GlobalRandomness(0):
+        leaf = x.clone().requires_grad_()
+        try:
+            logits = asked(leaf)
+        except ModelContractError as error:  # it did not fail without gradients
+            raise ModelContractError(f"{missing}. Where gradients are taken, {error}") from error
+        if not logits.requires_grad:
+            raise ModelContractError(missing)
+        try:
+            (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+        except Exception as error:  # as in the forward pass, the code is somebody's own
+            if is_out_of_memory(error):
+                raise
+            raise ModelContractError(f"{missing}. The backward pass fails: {type(error).__name__}: {error}") from error
+        if gradient is None:
+            raise ModelContractError(missing)
 
 
 def batches(n: int, size: int) -> Iterator[slice]:
@@ -257,13 +395,14 @@ def predict(model: nn.Module, x: Tensor, *, batch_size: int = 256) -> Tensor:
         int64, shape (N,), on the device of ``x``.
 
     Raises:
-        ModelContractError: a logit is NaN: no class can be named.
+        ModelContractError: a logit is NaN, so that no class can be named, or the model fails.
     """
     out = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    with frozen(model), torch.no_grad():
+    asked = Asked(model)
+    with frozen(asked), torch.no_grad():
         for part in batches(len(x), batch_size):
             pixels = to_pixels(x[part]) if x.dtype == torch.uint8 else x[part]
-            logits = model(pixels)
+            logits = asked(pixels)
             if bool(torch.isnan(logits).any()):
                 raise ModelContractError("the model returns NaN logits")
             out[part] = logits.argmax(1)

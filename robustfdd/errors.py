@@ -52,9 +52,31 @@ class EngineError(UnitError):
     """An attack broke its budget, its box or its arithmetic."""
 
 
+class UndefinedGradientError(EngineError):
+    """The gradient of too many images was NaN or infinite, so that the attack could not move them."""
+
+
 class WorkerDiedError(UnitError):
     """The process that worked on a unit ended in the middle of it: killed, crashed or out of memory."""
 
 
 class Terminated(KeyboardInterrupt):
     """The process was asked to end (SIGTERM)."""
+
+
+#: Words by which torch and the libraries below it say that memory ran out, where they raise a plain RuntimeError.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "allocation_failed",  # as cuDNN 9 spells it
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on whatever device and by whatever library."""
+    # By name, since this module does not import torch.
+    said = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or said

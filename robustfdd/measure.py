@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,14 +33,22 @@ from robustfdd.classifier import (
     predict,
 )
 from robustfdd.datasets.base import to_pixels
-from robustfdd.engines import Engine, FirstGradient, Perturb, get_engine
-from robustfdd.errors import ConfigurationError, EngineError
+from robustfdd.engines import Engine, get_engine
+from robustfdd.errors import (
+    ConfigurationError,
+    EngineError,
+    RobustFDDError,
+    UndefinedGradientError,
+    UnitError,
+    is_out_of_memory,
+)
 from robustfdd.iterates import BestIterate
 from robustfdd.preparation import prepare
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Outcome
 from robustfdd.specs import STRONG_RESTARTS, AttackSpec, Protocol
 from robustfdd.threat import Norm, Threat, in_box
+from robustfdd.watched_gradient import WatchedGradient
 
 T = TypeVar("T")
 
@@ -52,6 +61,9 @@ REPEATED_PREDICTIONS = 10
 #: masks of a prediction must not be those of the last gradient, nor those of the prediction before the attack.
 _CLEAN_SEED = 2_000_003
 _PREDICTION_SEED = 1_000_003
+#: Share of the images by which a robust accuracy may be wrong because gradients were undefined; one image always may.
+#: An image with such a gradient counts as not robust as long as they are no more, and there is no number beyond.
+UNDEFINED_SHARE = 0.01
 #: What is added to the seed for each further start of an attack, and for the last look at its result.
 _RESTART_SEED = 3_000_017
 _ITERATE_SEED = 4_000_037
@@ -180,20 +192,22 @@ def _attacker(
     seed: int,
     eot_samples: int,
     best_iterate: bool = False,
-    first_gradient: FirstGradient | None = None,
-) -> Perturb:
-    """The engine's attack, ready to be called, whose results are checked and lie exactly in the box.
+    first_gradient: _FirstGradients | None = None,
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The engine's attack, ready to be called: it takes images and labels.
 
-    It holds against whatever the library writes to and whatever gradients the caller has switched off. The model must
-    be frozen while it is used; see :meth:`robustfdd.engines.Engine.prepare` for the arguments and :func:`_checked` for
-    what is raised. ``best_iterate`` is for attacks on a budget; for engines that do not keep it themselves see
+    It gives the perturbed images, which are checked and lie exactly in the box, and which images had a gradient that
+    is no number; boolean, shape (N,). It holds against whatever the library writes to and whatever gradients the caller
+    has switched off, and what the library raises becomes an error that says which attack it was. The model must be
+    frozen while it is used; see :meth:`robustfdd.engines.Engine.prepare` for the arguments and :func:`_checked` for
+    what else is raised. ``best_iterate`` is for attacks on a budget; for engines that do not keep it themselves see
     :class:`robustfdd.iterates.BestIterate`.
     """
-    asked = ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model
-    watching = BestIterate(asked, threat) if best_iterate and not engine.keeps_best else None
+    gradients = WatchedGradient(ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model)
+    watching = BestIterate(gradients, threat) if best_iterate and not engine.keeps_best else None
     randomness = GlobalRandomness(seed + _ITERATE_SEED)
     perturb = engine.prepare(
-        watching or asked,
+        watching or gradients,
         attack,
         threat,
         n_classes=n_classes,
@@ -204,20 +218,53 @@ def _attacker(
         first_gradient=first_gradient,
     )
 
-    def attacked(x: Tensor, y: Tensor) -> Tensor:
+    def attacked(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             # Copies: an attack that writes into its input would otherwise be measured against its own result.
+            gradients.watch(x.clone())
             if watching is not None:
                 watching.watch(x.clone(), y.long().clone())
-            x_adv = perturb(x.clone(), y.long().clone())
+            try:
+                x_adv = perturb(x.clone(), y.long().clone())
+            except Exception as error:  # each library has its own, and so has the backward pass of somebody's model
+                if isinstance(error, (RobustFDDError, UnitError)) or is_out_of_memory(error):
+                    raise
+                raise EngineError(
+                    f"{attack.name} through {engine.name} fails on {len(x)} images of shape {image_shape}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
         x_adv = _checked(x, x_adv, threat, attack, engine)
+        undefined = gradients.undefined
+        if first_gradient is not None:
+            undefined = undefined | first_gradient.undefined
         if watching is None:
-            return x_adv
+            return x_adv, undefined
         with torch.no_grad(), randomness:
             watching(x_adv)
-        return watching.best()
+        return watching.best(), undefined
 
     return attacked
+
+
+def check_gradients(undefined: Tensor, of: int, attack: AttackSpec, engine: Engine) -> None:
+    """Make sure that so few images had a gradient which is no number that a robust accuracy can be given.
+
+    Args:
+        undefined: which images had one and were not broken; boolean, shape (N,).
+        of: how many images a robust accuracy is a share of.
+        attack: the attack.
+        engine: that ran it.
+
+    Raises:
+        UndefinedGradientError: they are more than :data:`UNDEFINED_SHARE` of them, and more than one.
+    """
+    n = int(undefined.sum())
+    if n > max(1, UNDEFINED_SHARE * of):
+        raise UndefinedGradientError(
+            f"{attack.name} through {engine.name}: the gradient of {n} of {of} images is NaN or infinite, so that the "
+            "attack could not move them, and no robust accuracy follows. Look for a square root, a norm or a logarithm "
+            "at 0 in the model's forward, or attack it without gradients (square, hopskipjump)"
+        )
 
 
 def check_source(attack: AttackSpec, source: nn.Module | None) -> None:
@@ -252,13 +299,16 @@ class _Outcomes:
         self.prediction = clean.prediction.clone()
         self.distance = torch.zeros(len(clean.prediction), dtype=torch.float64, device=clean.prediction.device)
         n_repeated = REPEATED_PREDICTIONS if clean.eot_samples else 0
+        #: Images with a gradient that is no number.
+        self.undefined = torch.zeros_like(clean.correct)
         #: Of each repeated prediction, which images survive it; what was wrong before counts as wrong.
         self.survives = clean.correct.repeat(n_repeated, 1)
         self._randomness = GlobalRandomness(seed + _PREDICTION_SEED)
 
-    def record(self, index: Tensor, x: Tensor, x_adv: Tensor, norm: Norm) -> None:
-        """Ask the model about the perturbed images at these positions."""
+    def record(self, index: Tensor, x: Tensor, x_adv: Tensor, norm: Norm, undefined: Tensor) -> None:
+        """Ask the model about the perturbed images at these positions; which of them had an undefined gradient."""
         labels = self._clean.labels[index]
+        self.undefined[index] |= undefined
         with self._randomness:
             self.prediction[index] = predict(self._model, x_adv, batch_size=self._batch_size)
             for i in range(len(self.survives)):
@@ -271,19 +321,26 @@ class _Outcomes:
         done = index[smaller.prediction[index] != self._clean.labels[index]]
         self.prediction[done], self.distance[done] = smaller.prediction[done], smaller.distance[done]
         self.survives[:, done] = False
+        self.undefined[index] |= smaller.undefined[index]
+
+    @property
+    def not_attacked(self) -> Tensor:
+        """Images that were right before and are right after, and whose gradient was no number; boolean, shape (N,)."""
+        return self.undefined & self._clean.correct & (self.prediction == self._clean.labels)
 
     def measurement(self, gradient_passes: int, seconds: float) -> Measurement:
         """As it stands now."""
         correct, labels = self._clean.correct, self._clean.labels
         outcome = torch.full_like(self.prediction, Outcome.MISCLASSIFIED)
         outcome[correct] = torch.where(self.prediction[correct] == labels[correct], Outcome.SURVIVED, Outcome.BROKEN)
+        outcome[self.not_attacked] = Outcome.UNDEFINED
         return Measurement(
             self.prediction.cpu().numpy().astype(np.int32),
             outcome.cpu().numpy().astype(np.int8),
             self.distance.cpu().numpy().astype(np.float32),
             gradient_passes,
             seconds,
-            tuple((self.survives.sum(1).double() / len(outcome)).tolist()),
+            tuple(((self.survives & ~self.not_attacked).sum(1).double() / len(outcome)).tolist()),
         )
 
 
@@ -317,26 +374,33 @@ class _FirstGradients:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self._model = WatchedGradient(model)
 
     def begin(self, index: Tensor) -> None:
         """Forget all, and go on with the images at these ascending positions."""
         self._index = index
-        self._known = torch.zeros(len(index), dtype=torch.bool, device=index.device)
+        self._known, self._undefined = torch.zeros(2, len(index), dtype=torch.bool, device=index.device)
         self._kept: Differentiated | None = None
 
     def choose(self, index: Tensor) -> None:
         """The images that the next call is about, some of those begun with."""
         self._rows = torch.searchsorted(self._index, index)
-        #: How many gradients that call had not to compute.
+        #: How many gradients that call did not have to compute.
         self.saved = 0
+
+    @property
+    def undefined(self) -> Tensor:
+        """The chosen images whose gradient, where it was asked for, is no number; boolean."""
+        return self._undefined[self._rows]
 
     def __call__(self, x: Tensor, y: Tensor, loss: Loss) -> Differentiated:
         """As :func:`robustfdd.ascent.input_gradient`; ``x`` and ``y`` are the chosen images and their labels."""
         new = ~self._known[self._rows]
         self.saved = len(new) - int(new.sum())
         if bool(new.any()):
+            self._model.watch(x[new])
             fresh = input_gradient(self._model, x[new], y[new], loss)
+            self._undefined[self._rows[new]] = self._model.undefined
             if self._kept is None:
                 logits, values, gradient = (part.new_empty(len(self._index), *part.shape[1:]) for part in fresh)
                 self._kept = logits, values, gradient
@@ -427,7 +491,9 @@ def measure_sweep(
     Raises:
         ConfigurationError: the threats are of two norms or not ascending, or the attack needs a ``source``, or cannot
             use the one given.
-        EngineError: the attack left its budget or the box, or returned what is no image. There is no result then.
+        EngineError: the attack left its budget or the box, returned what is no image, or failed. There is no result
+            then.
+        UndefinedGradientError: too many images have a gradient that is no number (:func:`check_gradients`).
         ModelContractError: the model returned NaN for a perturbed image, or ``source`` does not keep the contract.
     """
     check_source(attack, source)
@@ -500,7 +566,7 @@ class _Cell:
 
     threat: Threat
     outcomes: _Outcomes
-    perturbs: list[Perturb]  # one for each start
+    perturbs: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]]  # one for each start
     gradient_passes: int = 0
     seconds: float = 0.0
 
@@ -532,6 +598,7 @@ class _Sweep:
         starts: int,
     ) -> None:
         self._clean, self._advance, self._strong = clean, advance, strong
+        self._attack_spec, self._engine = attack, engine
         self._size = attack.call_size or batch_size
         self._passes_per_image = attack.n_gradients * max(eot_samples, 1)
         self._cost_per_image = self._passes_per_image + FORWARD_COST * (attack.n_forwards + 1)
@@ -571,6 +638,8 @@ class _Sweep:
             part = max(_SHARED_BYTES // (4 * max(self._clean.images[0].numel(), 1)), self._size)
         for slice_ in batches(len(attacked), max(part, 1)):
             self._all_radii(attacked[slice_])
+        for cell in self._cells:
+            check_gradients(cell.outcomes.not_attacked, len(self._clean.labels), self._attack_spec, self._engine)
         return [cell.outcomes.measurement(cell.gradient_passes, cell.seconds) for cell in self._cells]
 
     def _all_radii(self, index: Tensor) -> None:
@@ -596,7 +665,8 @@ class _Sweep:
                 if self._first is not None:
                     self._first.choose(chosen)
                 x = to_pixels(self._clean.images[chosen])
-                cell.outcomes.record(chosen, x, perturb(x, labels[chosen]), cell.threat.norm)
+                x_adv, undefined = perturb(x, labels[chosen])
+                cell.outcomes.record(chosen, x, x_adv, cell.threat.norm, undefined)
                 saved = self._first.saved if self._first is not None else 0
                 cell.gradient_passes += len(chosen) * self._passes_per_image - saved
                 self._advance(len(chosen) * self._cost_per_image)
@@ -636,7 +706,8 @@ def measure_minimum_norm(
         One measurement for each threat. Distances are those of the examples where they break the image, else 0.
 
     Raises:
-        EngineError: the attack left the box, or returned what is no image. There is no result then.
+        EngineError: the attack left the box, returned what is no image, or failed. There is no result then.
+        UndefinedGradientError: too many images have a gradient that is no number (:func:`check_gradients`).
         ModelContractError: the model returned NaN for a perturbed image.
     """
     crafted_on = prepared if prepared is not None else prepare(model, to_pixels(clean.images[:32]))
@@ -683,8 +754,8 @@ def _nearest(
             for part in batches(len(attacked), size):
                 index = attacked[part]
                 x = to_pixels(clean.images[index])
-                x_adv = perturb(x, clean.labels[index])
-                outcomes.record(index, x, x_adv, norm)
+                x_adv, undefined = perturb(x, clean.labels[index])
+                outcomes.record(index, x, x_adv, norm, undefined)
                 for k, threat in enumerate(threats):
                     within[k, index] = threat.within(x, x_adv)
                 n_passes += len(index) * passes_per_image
@@ -698,9 +769,11 @@ def _nearest(
             measurements.append(_untouched(clean))
             continue
         at = _Outcomes(model, clean, seed, batch_size)
+        at.undefined |= outcomes.undefined
         broken = clean.correct & found & within[k]
         at.prediction[broken], at.distance[broken] = outcomes.prediction[broken], outcomes.distance[broken]
         at.survives &= outcomes.survives | ~within[k]
+        check_gradients(at.not_attacked, len(clean.labels), attack, engine)
         measurements.append(at.measurement(n_passes if k == first else 0, seconds if k == first else 0.0))
     return measurements
 
@@ -755,7 +828,8 @@ def attack(
         ConfigurationError: the attack or engine is unknown, the engine does not offer the attack in this norm, or the
             attack needs a ``source`` or cannot use the one given.
         ModelContractError: model, source, images or labels do not keep the contract.
-        EngineError: the attack left its budget or the box.
+        EngineError: the attack left its budget or the box, or the library failed.
+        UndefinedGradientError: too many images have a gradient that is no number (:func:`check_gradients`).
     """
     spec = name_or_spec if isinstance(name_or_spec, AttackSpec) else load_attack(name_or_spec)
     runner = get_engine(engine)
@@ -776,7 +850,7 @@ def attack(
 
     def perturbed(batch_size: int) -> Tensor:
         size, randomness = spec.call_size or batch_size, GlobalRandomness(seed + _PREDICTION_SEED)
-        out = torch.empty_like(x)
+        out, failed = torch.empty_like(x), torch.zeros(len(x), dtype=torch.bool)
         with frozen(model), frozen(crafted_on):
             perturb = _attacker(
                 crafted_on,
@@ -791,13 +865,19 @@ def attack(
             )
             for part in batches(len(x), size):
                 images, labels = x[part].to(device), y[part].to(device).long()
-                x_adv = perturb(images, labels)
+                x_adv, undefined = perturb(images, labels)
+                judged = predict(model, x_adv, batch_size=size) if bool(undefined.any()) else labels
+                failed[part] = (undefined & (judged == labels)).to(failed.device)
                 if nearest:
                     with randomness:
                         right, wrong = predict(model, images) == labels, predict(model, x_adv) != labels
                     found = right & wrong & threat.within(images, x_adv)
                     x_adv = torch.where(found[:, None, None, None], x_adv, images)
                 out[part] = x_adv.to(x)
+        check_gradients(failed, len(x), spec, runner)
+        if bool(failed.any()):
+            at = failed.nonzero().flatten().tolist()
+            warnings.warn(f"{spec.name}: the gradient of image {at} is NaN or infinite; it did not move", stacklevel=4)
         return out
 
     return _fitting(batch_size, crafted_on, x[:1].to(device), spec, eot_samples > 0, perturbed)

@@ -53,6 +53,8 @@ class Outcome(IntEnum):
     """Right before the attack and right after it."""
     BROKEN = 2
     """Right before the attack, and wrong on an image inside the budget and the box."""
+    UNDEFINED = 3
+    """Right before and after an attack that could not move it: a gradient of the image was NaN or infinite."""
 
 
 #: Whether a robust accuracy can be believed, from best to worst.
@@ -81,8 +83,9 @@ SCHEMA = pa.schema(
         ("n_images", pa.int64()),
         ("n_attacked", pa.int64()),  # images classified correctly before the attack
         ("n_broken", pa.int64()),
+        ("n_undefined", pa.int64()),  # attacked images whose gradient was NaN or infinite, and that were not broken
         ("clean_accuracy", pa.float64()),  # on the same images
-        ("robust_accuracy", pa.float64()),  # over n_images
+        ("robust_accuracy", pa.float64()),  # over n_images; what is undefined does not count as robust
         ("survival_rate", pa.float64()),  # over n_attacked; null when that is 0
         ("max_distance", pa.float64()),
         ("gradient_passes", pa.int64()),  # images times input-gradient evaluations
@@ -145,11 +148,13 @@ class Cell:
         n_images = len(self.outcome)
         n_broken = int((self.outcome == Outcome.BROKEN).sum())
         n_survived = int((self.outcome == Outcome.SURVIVED).sum())
-        n_attacked = n_broken + n_survived
+        n_undefined = int((self.outcome == Outcome.UNDEFINED).sum())
+        n_attacked = n_broken + n_survived + n_undefined
         values.update(
             n_images=n_images,
             n_attacked=n_attacked,
             n_broken=n_broken,
+            n_undefined=n_undefined,
             clean_accuracy=n_attacked / n_images,
             robust_accuracy=n_survived / n_images,
             survival_rate=n_survived / n_attacked if n_attacked else None,
@@ -377,6 +382,10 @@ def read_cells(path: Path) -> pd.DataFrame:
             it.
     """
     table, _ = _read_table(path)
+    if "n_undefined" not in table.schema.names and "n_broken" in table.schema.names:
+        # Records from before there was this outcome, which none of their images has.
+        none = pa.array(np.zeros(table.num_rows, dtype=np.int64))
+        table = table.add_column(table.schema.names.index("n_broken") + 1, "n_undefined", none)
     if column_types(table.schema) != column_types(SCHEMA):
         raise _damaged(path, f"has other columns than a results file of format {FORMAT}")
     frame: pd.DataFrame = table.to_pandas()

@@ -54,7 +54,7 @@ class Position:
 
 
 class TrainingState:
-    """All state that a training changes as it goes; the global random state is that of torch and NumPy.
+    """All state that a training changes as it goes; the global random state is that of Python, NumPy and torch.
 
     Args:
         model: that is trained.
@@ -98,13 +98,15 @@ class TrainingState:
         """
         # Copies, because a file may not hold one piece of memory under two names.
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._tensors().items()}
-        kind, _, *rest = get_state().numpy
+        now = get_state()
+        kind, _, *rest = now.numpy
         header = {
             "key": key,
             "tensors": tensor_digest(tensors),
             "groups": self._optimizer.state_dict()["param_groups"],
             "schedule": self._scheduler.state_dict(),
             "numpy": [kind, *rest],
+            "python": now.python,
             **vars(position),
         }
         text = json.dumps(header, sort_keys=True)
@@ -128,8 +130,15 @@ class TrainingState:
         for k, generator in enumerate(self._generators):
             generator.set_state(tensors[f"generator/{k}"])
         kind, *rest = header["numpy"]
+        version, internal, gauss_next = header["python"]
         # Of the CUDA devices the one that trains, which may have another number than before.
-        set_state(RandomState((kind, tensors["random/numpy"].numpy().astype(np.uint32), *rest), tensors["random/cpu"]))
+        set_state(
+            RandomState(
+                (version, tuple(internal), gauss_next),
+                (kind, tensors["random/numpy"].numpy().astype(np.uint32), *rest),
+                tensors["random/cpu"],
+            )
+        )
         if self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random/cuda"], self._device)
         return Position(header["epochs"], header["seconds"], header["resumed_after"])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from robustfdd import ascent
 from robustfdd.ascent import LOSSES, Ascent, Loss
 from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, graded, positions
-from robustfdd.classifier import ExpectedPrediction, batches
+from robustfdd.classifier import Asked, ExpectedPrediction, batches
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines.base import random_start
 from robustfdd.errors import ConfigurationError, EngineError
@@ -28,6 +28,7 @@ from robustfdd.measure import CleanOutcome, whole_box
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.square import square
 from robustfdd.threat import Threat, in_box
+from robustfdd.watched_gradient import WatchedGradient
 
 #: Passes of a random model whose mean decides whether an image is broken.
 VERIFYING_PASSES = 8
@@ -89,11 +90,14 @@ class Attempt:
         broken: whether the model is wrong on the perturbed image; boolean, shape (N,). False for images that the
             attack was not run on.
         ascent: how the loss went, image by image; None for attacks that do not climb one.
+        undefined: images with a gradient on the way that is NaN or infinite; boolean, shape (N,). None for attacks
+            without gradients.
     """
 
     name: str
     broken: Tensor
     ascent: Ascent | None = None
+    undefined: Tensor | None = None
 
 
 class Evidence:
@@ -120,7 +124,7 @@ class Evidence:
         seed: int,
         batch_size: int,
     ) -> None:
-        self.model, self.clean, self.threat, self.attack = model, clean, threat, attack
+        self.model, self.clean, self.threat, self.attack = Asked(model), clean, threat, attack
         self.sibling, self.seed, self.batch_size = sibling, seed, batch_size
         self.gradient_passes = self.forward_passes = 0
         self.attempts: list[Attempt] = []
@@ -168,7 +172,13 @@ class Evidence:
         return 100 / self.clean.n_classes
 
     def found_more(
-        self, images: Tensor, text: str, *, warning: float = WARNING_POINTS, alarm: float | None = ALARM_POINTS
+        self,
+        images: Tensor,
+        text: str,
+        *,
+        warning: float = WARNING_POINTS,
+        alarm: float | None = ALARM_POINTS,
+        least: float | None = None,
     ) -> Finding:
         """A finding that counts images which one attack broke and another left.
 
@@ -177,20 +187,25 @@ class Evidence:
             text: what was found; ``{points}`` in it becomes their number in percentage points.
             warning: of :func:`robustfdd.audit.base.graded`.
             alarm: likewise.
+            least: likewise; one image when None.
         """
         points = self.points(images)
-        status = graded(points, warning=warning, alarm=alarm, least=self.one_image)
+        status = graded(points, warning=warning, alarm=alarm, least=self.one_image if least is None else least)
         return Finding(status, points, text.replace("{points}", f"{points:.1f}"), positions(images))
 
     # How attacks are run.
 
-    def surrogate(self, passes: int) -> nn.Module:
-        """What an attack differentiates: the model, or the mean over passes of a random one."""
+    def expected(self, passes: int) -> nn.Module:
+        """The model, or the mean over passes of a random one."""
         return ExpectedPrediction(self.model, passes) if self.random and passes > 1 else self.model
+
+    def surrogate(self, passes: int) -> WatchedGradient:
+        """What an attack differentiates: :meth:`expected`, which notes the gradients that are no numbers."""
+        return WatchedGradient(self.expected(passes))
 
     def predict(self, x: Tensor) -> Tensor:
         """The predicted class of each image, int64, shape (N,)."""
-        judge = self.surrogate(VERIFYING_PASSES)
+        judge = self.expected(VERIFYING_PASSES)
         size = max(self.batch_size // (VERIFYING_PASSES if self.random else 1), 1)
         with GlobalRandomness(self.seed + 1):
             parts = [ascent.forward(judge, x[part]).argmax(1) for part in batches(len(x), size)]
@@ -253,15 +268,19 @@ class Evidence:
         surrogate = self.surrogate(passes)
         many = passes if self.random else 1
         parts: list[Ascent] = []
+        undefined = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
         with GlobalRandomness(self.seed + 2):
             for part in batches(len(index), max(self.batch_size // many, 1)):
                 at = index[part]
                 begin = None if drawn is None else drawn[at]
+                surrogate.watch(self.x[at])
                 found = run(surrogate, self.x[at], self.y[at], threat, steps=steps, loss=loss, start=begin)
                 parts.append(found)
+                undefined[at] = surrogate.undefined
                 self.spend(many * found.gradient_passes, many * found.forward_passes)
         joined = _joined(parts, self.x[index], steps)
-        return self._measured(name, joined.x_adv, index, threat, counts=counts, trace=joined if on is None else None)
+        trace = joined if on is None else None
+        return self._measured(name, joined.x_adv, index, threat, counts=counts, trace=trace, undefined=undefined)
 
     def spend(self, gradients: int, forwards: int) -> None:
         """Count passes."""
@@ -269,7 +288,15 @@ class Evidence:
         self.forward_passes += forwards
 
     def _measured(
-        self, name: str, x_adv: Tensor, index: Tensor, threat: Threat, *, counts: bool, trace: Ascent | None = None
+        self,
+        name: str,
+        x_adv: Tensor,
+        index: Tensor,
+        threat: Threat,
+        *,
+        counts: bool,
+        trace: Ascent | None = None,
+        undefined: Tensor | None = None,
     ) -> Attempt:
         """Whether the model is wrong on each perturbed image, after a check of budget and box."""
         valid = in_box(x_adv) & threat.within(self.x[index], x_adv)
@@ -277,7 +304,7 @@ class Evidence:
             raise EngineError(f"{name} left its budget or the box on {int((~valid).sum())} of {len(index)} images")
         broken = torch.zeros(len(self.y), dtype=torch.bool, device=self.y.device)
         broken[index] = self.predict(x_adv.clamp(0, 1)) != self.y[index]
-        attempt = Attempt(name, broken, trace)
+        attempt = Attempt(name, broken, trace, undefined)
         if counts:
             self.attempts.append(attempt)
         return attempt
@@ -441,8 +468,9 @@ class Evidence:
         for part in batches(len(index), self.batch_size):
             at = index[part]
             # To the end, past the sibling's own border: the farther across, the better an example transfers.
+            sibling = WatchedGradient(Asked(self.sibling))
             found = ascent.pgd(
-                self.sibling, self.x[at], self.y[at], self.threat, steps=20, relative_step=0.125, loss=ascent.margin
+                sibling, self.x[at], self.y[at], self.threat, steps=20, relative_step=0.125, loss=ascent.margin
             )
             self.spend(found.gradient_passes, found.forward_passes)
             parts.append(found.x_adv)

@@ -17,9 +17,9 @@ ALARM_SHARE = 0.5
 
 def compute(evidence: Evidence) -> Finding:
     """The input gradient of the cross-entropy at the clean images, as the libraries compute it."""
-    largest = []
+    largest, model = [], evidence.surrogate(1)
     for part in batches(len(evidence.y), evidence.batch_size):
-        *_, gradient = ascent.input_gradient(evidence.model, evidence.x[part], evidence.y[part], ascent.cross_entropy)
+        *_, gradient = ascent.input_gradient(model, evidence.x[part], evidence.y[part], ascent.cross_entropy)
         largest.append(gradient.flatten(1).abs().amax(1) / ascent.LOSS_SCALE)
     evidence.spend(len(evidence.y), 0)
     found = torch.cat(largest) if largest else torch.zeros(0)
