@@ -245,7 +245,7 @@ def is_random(model: nn.Module, x: Tensor) -> bool:
     try:
         _check_initialised(model)
         with frozen(asked), torch.no_grad(), GlobalRandomness(0):
-            first, second = asked(x), asked(x)
+            first, second = asked(x).detach(), asked(x).detach()
     except ModelContractError:  # check_classifier says it
         return False
     alike = first.shape == second.shape
@@ -279,8 +279,9 @@ def check_classifier(model: nn.Module, x: Tensor, n_classes: int | None = None, 
     asked = Asked(model)
     # The passes of a model that is random in evaluation must not move the caller's random state.
     with frozen(asked), torch.no_grad(), GlobalRandomness(0):
-        first, second = asked(x), asked(x)
-        parts = [(index, asked(x[index])) for index in _parts(len(x), x.device)]
+        # Detached, for a model that says that its logits have a gradient where none is taken.
+        first, second = asked(x).detach(), asked(x).detach()
+        parts = [(index, asked(x[index]).detach()) for index in _parts(len(x), x.device)]
     _check_logits(first, n_classes)
     differs = first.shape != second.shape or _differ(first, second)
     if random and not differs:

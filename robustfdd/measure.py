@@ -206,6 +206,8 @@ def _attacker(
     gradients = WatchedGradient(ExpectedPrediction(model, eot_samples) if eot_samples > 1 else model)
     watching = BestIterate(gradients, threat) if best_iterate and not engine.keeps_best else None
     randomness = GlobalRandomness(seed + _ITERATE_SEED)
+    # Of the model's own draws; a library's go on from its own seed, inside.
+    drawing = GlobalRandomness(seed)
     perturb = engine.prepare(
         watching or gradients,
         attack,
@@ -225,7 +227,8 @@ def _attacker(
             if watching is not None:
                 watching.watch(x.clone(), y.long().clone())
             try:
-                x_adv = perturb(x.clone(), y.long().clone())
+                with drawing:
+                    x_adv = perturb(x.clone(), y.long().clone())
             except Exception as error:  # each library has its own, and so has the backward pass of somebody's model
                 if isinstance(error, (RobustFDDError, UnitError)) or is_out_of_memory(error):
                     raise

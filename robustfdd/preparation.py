@@ -58,7 +58,7 @@ class _HalfPrecision(nn.Module):
         return logits.float()
 
 
-def prepare(model: nn.Module, x: Tensor, *, compile: bool = False, precision: Precision = "fp32") -> nn.Module:
+def prepare(model: nn.Module, x: Tensor, *, compile: bool = False, precision: Precision = "fp32") -> Asked:
     """A copy of a classifier for attacks: the same function of the image to rounding, and cheaper.
 
     The copy is in evaluation mode, without gradients for its parameters, with its convolutions in channels-last

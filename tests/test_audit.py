@@ -116,7 +116,7 @@ def test_a_plain_linear_model_is_believable(case: tuple[Dataset, Tensor]) -> Non
 
 
 def test_every_indicator_is_there_once() -> None:
-    assert sorted(indicator.number for indicator in INDICATORS.values()) == list(range(1, 17))
+    assert sorted(indicator.number for indicator in INDICATORS.values()) == list(range(1, 18))
     for indicator in INDICATORS.values():
         assert indicator.source
         assert indicator.threshold
@@ -302,7 +302,7 @@ def test_the_tables_of_an_audit(case: tuple[Dataset, Tensor]) -> None:
     assert verdict["verdict"] == "not believable"
     assert list(verdict["failed"]) == [i.name for i in audit.failed]
     indicators = frames["audit_indicators"]
-    assert list(indicators["number"]) == list(range(1, 17))
+    assert list(indicators["number"]) == list(range(1, 18))
     chosen = set(TestSet.choose(dataset, 30).index.tolist())
     for images in indicators["images"]:
         assert set(images.tolist()) <= chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -35,16 +36,16 @@ FGSM = load_attack("fgsm")
 
 
 class KnownDraws(nn.Module):
-    """A linear model whose passes are perturbed by numbers that the test knows, one row for each image of the batch."""
+    """A linear model whose passes, in turn, are perturbed by numbers that the test knows, of shape (passes, N, K)."""
 
     def __init__(self, weight: Tensor, noise: Tensor) -> None:
         super().__init__()
         self.weight = weight
-        self.noise = noise
+        self.noise = itertools.cycle(noise)
 
     def forward(self, x: Tensor) -> Tensor:
         # The noise multiplies: it changes the gradient and not only the logits.
-        return (x.flatten(1) @ self.weight) * self.noise
+        return (x.flatten(1) @ self.weight) * next(self.noise)
 
 
 def softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -72,9 +73,7 @@ def test_the_expected_prediction_by_hand() -> None:
     d_logits = p_y * (np.eye(k)[y] - p)
     gradient = -((d_logits * noise) @ weight.T).mean(0) / mean[np.arange(n), y][:, None]
 
-    model = ExpectedPrediction(
-        KnownDraws(torch.from_numpy(weight), torch.from_numpy(noise.reshape(samples * n, k))), samples
-    )
+    model = ExpectedPrediction(KnownDraws(torch.from_numpy(weight), torch.from_numpy(noise)), samples)
     xt = torch.from_numpy(x).view(n, 1, 2, 3).requires_grad_()
     out = model(xt)
     np.testing.assert_allclose(out.detach().exp().numpy(), mean, rtol=1e-12)
@@ -95,9 +94,9 @@ def test_the_gradient_is_a_mean_of_gradients_weighted_by_what_each_pass_says() -
     y = torch.tensor([0])
     single = []
     for row in noise:
-        (g,) = torch.autograd.grad(F.cross_entropy(KnownDraws(weight, row[None])(x), y), x)
+        (g,) = torch.autograd.grad(F.cross_entropy(KnownDraws(weight, row[None, None])(x), y), x)
         single.append(g)
-    (g,) = torch.autograd.grad(F.cross_entropy(ExpectedPrediction(KnownDraws(weight, noise), 2)(x), y), x)
+    (g,) = torch.autograd.grad(F.cross_entropy(ExpectedPrediction(KnownDraws(weight, noise[:, None]), 2)(x), y), x)
     p = (x.detach().flatten(1) @ weight * noise).softmax(1)[:, 0]
     torch.testing.assert_close(g, (p[0] * single[0] + p[1] * single[1]) / p.sum())
 
@@ -105,7 +104,7 @@ def test_the_gradient_is_a_mean_of_gradients_weighted_by_what_each_pass_says() -
 def test_confident_passes_stay_finite() -> None:
     noise = torch.tensor([[1e4, -1e4], [1e4, 1e4], [-1e4, 1e4]])
     x = torch.ones(1, 1, 1, 2).requires_grad_()
-    out = ExpectedPrediction(KnownDraws(torch.eye(2), noise), 3)(x)
+    out = ExpectedPrediction(KnownDraws(torch.eye(2), noise[:, None]), 3)(x)
     torch.testing.assert_close(out.detach().exp(), torch.tensor([[0.5, 0.5]]))
     F.cross_entropy(out, torch.tensor([0])).backward()
     assert x.grad is not None
@@ -295,7 +294,7 @@ def test_the_masks_of_the_prediction_are_not_those_of_the_attack(linear: LinearM
     drawn.clear()
     engine = get_engine("foolbox")
     measure(model, clean, FGSM, Threat("linf", 0.1), engine=engine, seed=5, batch_size=40, prepared=model)
-    assert len(drawn) == 1 + REPEATED_PREDICTIONS
+    assert len(drawn) == 2 + REPEATED_PREDICTIONS
     assert len(set(drawn)) == len(drawn)
 
 

@@ -136,7 +136,7 @@ class Returns(torch.nn.Module):
         (lambda x: x.flatten(1)[:, :2].detach(), "no gradient"),
         (lambda x: x.flatten(1)[:, :2] / 0, "NaN or infinite"),
         (lambda x: x.flatten(1)[:, :2] * torch.rand(len(x), 2), "random in evaluation mode"),
-        (lambda x: x.reshape(len(x), 7), "fails on images of shape"),
+        (lambda x: x.reshape(len(x), 7), "fails on a batch of 4 images of shape"),
     ],
 )
 def test_models_that_break_the_contract_are_named(f, says: str) -> None:
