@@ -51,7 +51,9 @@ def load_factory(reference: str, weights: Path | None, device: str | torch.devic
             module = importlib.import_module(module_name)
             if not hasattr(module, attribute):
                 # Another module of that name may have come first, and then its file says so.
-                raise AttributeError(f"{getattr(module, '__file__', None) or module_name} has no attribute {attribute!r}")
+                raise AttributeError(
+                    f"{getattr(module, '__file__', None) or module_name} has no attribute {attribute!r}"
+                )
             factory = getattr(module, attribute)
             model = factory() if not isinstance(factory, nn.Module) else factory
         except (Exception, SystemExit) as error:  # whatever a user's module raises, the answer is the same

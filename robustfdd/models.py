@@ -230,6 +230,20 @@ class Checkpoint:
     provenance: Mapping[str, Any]
 
 
+def check_savable(model: nn.Module) -> None:
+    """Make sure that a checkpoint can hold what a model has, before the work whose result it is to hold.
+
+    Raises:
+        CheckpointError: an entry of its state dict is no tensor, or one whose numbers do not lie one after the other.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            kind = f"a tensor of {value.layout}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+            raise CheckpointError(
+                f"the model's {name!r} is {kind}, and a checkpoint (safetensors) holds plain, dense tensors alone"
+            )
+
+
 def save_model(model: nn.Module, path: Path, provenance: Mapping[str, Any]) -> Checkpoint:
     """Write a model as safetensors, atomically; the same weights and provenance give the same bytes.
 
