@@ -57,7 +57,7 @@ from robustfdd.specs import (
     Precision,
     Protocol,
     Recipe,
-    pixel_eps,
+    threat_of,
 )
 from robustfdd.status import Status, read_status
 from robustfdd.text import is_clean, on_one_screen, printable, shortened
@@ -502,7 +502,7 @@ def _epsilons(text: str | None, norm: Norm, scale: float, unit: EpsUnit) -> list
     except ValueError:
         raise ConfigurationError(f"--{norm} {text}: must be numbers with commas between them, e.g. 0.01,0.03") from None
     use = catalogue.parse(AttackUse, {"name": "x", "eps": {norm: values}}, f"--{norm} {text}")
-    return [Threat(norm, pixel_eps(eps, unit, scale)) for eps in use.eps[norm]]
+    return [threat_of(norm, eps, unit, scale) for eps in use.eps[norm]]
 
 
 @app.command()
@@ -701,7 +701,7 @@ def audit(
     directory = audit_model(
         network,
         data,
-        Threat(norm, pixel_eps(radius, eps_unit, scale)),
+        threat_of(norm, radius, eps_unit, scale),
         out=out or Path("runs") / f"audit-{label}",
         label=label,
         eps_scale=scale,

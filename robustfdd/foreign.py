@@ -137,30 +137,35 @@ def _unreadable(head: bytes, named_safetensors: bool, error: Exception) -> str:
         error: what the library raised.
     """
     said = str(error)
-    if not head:
-        return "the file is empty"
-    if head.lstrip().lower().startswith(_WEB_PAGES):
-        return "it is a web page, so the download went wrong"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS and not the weights themselves; `git lfs pull` fetches them"
     by_torch = head.startswith((b"PK\x03\x04", b"\x80"))
-    if by_torch and named_safetensors:
-        return "its name says safetensors, but it is a file of torch.save; name it .pt"
-    if not by_torch and not named_safetensors and head[8:9] == b"{":
-        return "it is a file of safetensors; name it .safetensors"
-    if "TorchScript" in said:
-        return (
+    refused = re.search(r"GLOBAL (\S+)", said)
+    causes = [
+        (not head, "the file is empty"),
+        (head.lstrip().lower().startswith(_WEB_PAGES), "it is a web page, so the download went wrong"),
+        (
+            head.startswith(b"version https://git-lfs"),
+            "it is a pointer of Git LFS and not the weights themselves; `git lfs pull` fetches them",
+        ),
+        (by_torch and named_safetensors, "its name says safetensors, but it is a file of torch.save; name it .pt"),
+        (
+            head[8:9] == b"{" and not by_torch and not named_safetensors,
+            "it is a file of safetensors; name it .safetensors",
+        ),
+        (
+            "TorchScript" in said,
             "it is a TorchScript program and no state dict; have the factory return torch.jit.load(...) of it, and "
-            "leave --weights out"
-        )
-    if refused := re.search(r"GLOBAL (\S+)", said):
-        return (
-            f"it holds more than tensors: a pickle that calls {shortened(refused[1])}, which is not run; save the "
-            "weights alone, with torch.save(model.state_dict(), ...)"
-        )
-    if by_torch or named_safetensors:
-        return f"it is truncated, damaged, or not written by {'safetensors' if named_safetensors else 'torch.save'}"
-    return "it is a file of neither torch.save nor safetensors"
+            "leave --weights out",
+        ),
+        (
+            refused is not None,
+            f"it holds more than tensors: a pickle that calls {shortened(refused[1]) if refused else ''}, which is not "
+            "run; save the weights alone, with torch.save(model.state_dict(), ...)",
+        ),
+        (named_safetensors, "it is truncated, damaged, or not written by safetensors"),
+        (by_torch, "it is truncated, damaged, or not written by torch.save"),
+        (True, "it is a file of neither torch.save nor safetensors"),
+    ]
+    return next(cause for applies, cause in causes if applies)
 
 
 def _in_short(error: Exception) -> str:

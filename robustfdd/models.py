@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -361,7 +362,9 @@ def check_same_data(config: ModelConfig, dataset: Dataset, path: str | Path) -> 
     Raises:
         DatasetError: naming both.
     """
-    if config.classes != tuple(dataset.classes) or config.image_shape != tuple(dataset.image_shape):
+    # Names of folders come in Unicode's composed form; checkpoints of earlier versions have them as they were found.
+    names = [[unicodedata.normalize("NFC", name) for name in classes] for classes in (config.classes, dataset.classes)]
+    if names[0] != names[1] or config.image_shape != tuple(dataset.image_shape):
         raise DatasetError(
             f"{path}: trained for {config.dataset!r} ({len(config.classes)} classes, images "
             f"{'x'.join(map(str, config.image_shape))}), not for {dataset.name!r} ({dataset.n_classes} classes, images "
