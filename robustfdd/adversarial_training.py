@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from robustfdd.ascent import direction, project
 from robustfdd.classifier import frozen
 from robustfdd.dropouts import Dropout
+from robustfdd.layout import image_layout
 from robustfdd.specs import Recipe
 from robustfdd.threat import Threat
 
@@ -77,7 +78,7 @@ def craft(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, generator: tor
 
 def _ascent(model: nn.Module, x: Tensor, y: Tensor, recipe: Recipe, threat: Threat) -> Tensor:
     """The direction in which the cross-entropy of each image rises most steeply; shape of x."""
-    leaf = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    leaf = x.detach().contiguous(memory_format=image_layout(model)).requires_grad_()
     with torch.enable_grad():
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             logits: Tensor = model(leaf)

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -56,7 +57,7 @@ from robustfdd.specs import (
     Precision,
     Protocol,
     Recipe,
-    pixel_eps,
+    threat_of,
 )
 from robustfdd.status import Status, read_status
 from robustfdd.text import is_clean, on_one_screen, printable, shortened
@@ -501,7 +502,7 @@ def _epsilons(text: str | None, norm: Norm, scale: float, unit: EpsUnit) -> list
     except ValueError:
         raise ConfigurationError(f"--{norm} {text}: must be numbers with commas between them, e.g. 0.01,0.03") from None
     use = catalogue.parse(AttackUse, {"name": "x", "eps": {norm: values}}, f"--{norm} {text}")
-    return [Threat(norm, pixel_eps(eps, unit, scale)) for eps in use.eps[norm]]
+    return [threat_of(norm, eps, unit, scale) for eps in use.eps[norm]]
 
 
 @app.command()
@@ -577,10 +578,10 @@ def attack(
     if linf is None and l2 is None:
         raise ConfigurationError("give epsilons with --linf, --l2 or both, e.g. --linf 0.01,0.03")
     data = load_dataset(dataset, root=data_root)
-    network, scale = _network(model, weights, data)
+    network, scale = _network(model, weights, data, target)
     threats = [*_epsilons(linf, "linf", scale, eps_unit), *_epsilons(l2, "l2", scale, eps_unit)]
     evaluate(
-        network.to(target),
+        network,
         data,
         attack_ or PAPER_ATTACKS,
         threats,
@@ -602,15 +603,15 @@ def attack(
     _conclude(out)
 
 
-def _network(model: str, weights: Path | None, data: Dataset) -> tuple[nn.Module, float]:
+def _network(model: str, weights: Path | None, data: Dataset, device: torch.device) -> tuple[nn.Module, float]:
     """A model named on the command line, and the standard deviation that turns a normalised epsilon into pixels."""
     if ":" in model and not Path(model).exists():
-        return load_factory(model, weights), data.std
+        return load_factory(model, weights, device), data.std
     if weights is not None:
         raise ConfigurationError("--weights goes with package.module:factory; a checkpoint has its own")
     config = own_config(read_checkpoint(model))
     check_same_data(config, data, model)
-    return load_model(model), config.std
+    return load_model(model, device), config.std
 
 
 @app.command()
@@ -692,15 +693,15 @@ def audit(
         raise ConfigurationError("give the epsilon with --linf or with --l2, e.g. --linf 0.03")
     target = resolve_device(device)
     data = load_dataset(dataset, root=data_root)
-    network, scale = _network(model, weights, data)
-    other = None if sibling is None else _network(sibling, sibling_weights, data)[0].to(target)
+    network, scale = _network(model, weights, data, target)
+    other = None if sibling is None else _network(sibling, sibling_weights, data, target)[0]
     norm: Norm = "linf" if linf is not None else "l2"
     radius = linf if linf is not None else l2
     assert radius is not None
     directory = audit_model(
-        network.to(target),
+        network,
         data,
-        Threat(norm, pixel_eps(radius, eps_unit, scale)),
+        threat_of(norm, radius, eps_unit, scale),
         out=out or Path("runs") / f"audit-{label}",
         label=label,
         eps_scale=scale,

@@ -53,8 +53,9 @@ from robustfdd.specs import (
     Precision,
     Protocol,
     StudySpec,
-    normalized_eps,
+    eps_in,
     pixel_eps,
+    unit_asked_for,
 )
 from robustfdd.tasks import Context, Job, Task, fresh_model, is_done, plan_attacks, plan_tasks
 from robustfdd.threat import Norm, Threat
@@ -318,6 +319,15 @@ def _given(source: nn.Module | None, clean: CleanOutcome) -> Source | None:
     return None if source is None else Source(SOURCE, function_digest(source, clean), lambda: source)
 
 
+def _radii(grid: Sequence[Threat], unit: EpsUnit, scale: float) -> tuple[float, ...]:
+    return tuple(eps_in(threat, unit, scale) for threat in grid)
+
+
+def _unit(grid: Sequence[Threat], scale: float) -> EpsUnit:
+    """The unit in which all radii of a norm were asked for; pixels where they are in both."""
+    return "normalized" if {unit_asked_for(threat, scale) for threat in grid} == {"normalized"} else "pixel"
+
+
 def evaluate(
     model: nn.Module,
     dataset: Dataset | str,
@@ -347,6 +357,8 @@ def evaluate(
         dataset: a data set or the name of one; it is moved to the device of the model.
         attacks: names, paths of attack files, or specifications.
         threats: norms and radii in pixel units, ascending in each norm; every attack runs at each of them and at 0.
+            Records hold exactly what was asked for, also where that was in normalised units
+            (:func:`robustfdd.specs.threat_of`).
         engines: each attack runs through those of them that offer it; reports show the first.
         out: a run directory to write, from which :func:`robustfdd.write_report` makes a report; only the return value
             when None.
@@ -389,9 +401,7 @@ def evaluate(
         if len(set(names)) < len(names):
             raise ConfigurationError(f"evaluate: an {kind} is given more than once: {', '.join(names)}")
     engines = [get_engine(name).name for name in engines]
-    grids: dict[Norm, list[float]] = {}
-    for threat in threats:
-        grids.setdefault(threat.norm, []).append(threat.eps)
+    grids = {threat.norm: [other for other in threats if other.norm == threat.norm] for threat in threats}
     if not specs or not grids or not engines:
         raise ConfigurationError("evaluate needs at least one attack, one threat and one engine")
     data = load_dataset(dataset) if isinstance(dataset, str) else dataset
@@ -399,10 +409,9 @@ def evaluate(
         check_same_data(model.config, data, label)
     if eps_scale is None:
         eps_scale = model.config.std if isinstance(model, ResNet18) else data.std
-    study_eps: dict[Norm, tuple[float, ...]] = {
-        norm: tuple(normalized_eps(e, "pixel", eps_scale) if eps_unit == "normalized" else e for e in grid)
-        for norm, grid in grids.items()
-    }
+    study_eps = {norm: _radii(grid, eps_unit, eps_scale) for norm, grid in grids.items()}
+    # What is attacked, and recorded, are the radii in the unit in which they were asked for, to the last bit.
+    asked = {norm: _unit(grid, eps_scale) for norm, grid in grids.items()}
     uses = [catalogue.parse(AttackUse, {"name": spec.name, "eps": study_eps}, "evaluate: threats") for spec in specs]
     catalogue.parse(Method, {"dropout": label}, "evaluate: label")
     units = [
@@ -412,15 +421,15 @@ def evaluate(
             spec,
             norm,
             engine,
-            tuple(e for e in grid if e > 0),
-            eps_unit,
+            tuple(eps for eps in _radii(grid, asked[norm], eps_scale) if eps > 0),
+            asked[norm],
             eot_samples,
             protocol,
             SOURCE if spec.access == "transfer" else None,
             precision,
         )
-        for spec, use in zip(specs, uses, strict=True)
-        for norm, grid in use.eps.items()
+        for spec in specs
+        for norm, grid in grids.items()
         for engine in spec.offered(norm, engines)
     ]
     _check_engines(units, eps_scale)

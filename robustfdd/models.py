@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -230,6 +231,20 @@ class Checkpoint:
     provenance: Mapping[str, Any]
 
 
+def check_savable(model: nn.Module) -> None:
+    """Make sure that a checkpoint can hold what a model has, before the work whose result it is to hold.
+
+    Raises:
+        CheckpointError: an entry of its state dict is no tensor, or one whose numbers do not lie one after the other.
+    """
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            kind = f"a tensor of {value.layout}" if isinstance(value, Tensor) else f"of type {type(value).__name__}"
+            raise CheckpointError(
+                f"the model's {name!r} is {kind}, and a checkpoint (safetensors) holds plain, dense tensors alone"
+            )
+
+
 def save_model(model: nn.Module, path: Path, provenance: Mapping[str, Any]) -> Checkpoint:
     """Write a model as safetensors, atomically; the same weights and provenance give the same bytes.
 
@@ -347,7 +362,9 @@ def check_same_data(config: ModelConfig, dataset: Dataset, path: str | Path) -> 
     Raises:
         DatasetError: naming both.
     """
-    if config.classes != tuple(dataset.classes) or config.image_shape != tuple(dataset.image_shape):
+    # Names of folders come in Unicode's composed form; checkpoints of earlier versions have them as they were found.
+    names = [[unicodedata.normalize("NFC", name) for name in classes] for classes in (config.classes, dataset.classes)]
+    if names[0] != names[1] or config.image_shape != tuple(dataset.image_shape):
         raise DatasetError(
             f"{path}: trained for {config.dataset!r} ({len(config.classes)} classes, images "
             f"{'x'.join(map(str, config.image_shape))}), not for {dataset.name!r} ({dataset.n_classes} classes, images "

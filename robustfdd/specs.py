@@ -578,5 +578,48 @@ def pixel_eps(eps: float, unit: EpsUnit, scale: float) -> float:
 
 
 def normalized_eps(eps: float, unit: EpsUnit, scale: float) -> float:
-    """An epsilon in units of the model's normalisation; the inverse of :func:`pixel_eps`."""
+    """An epsilon in units of the model's normalisation; see :func:`pixel_eps`.
+
+    The two are not the inverse of each other to the last bit. What is asked for in one unit is turned into the other
+    once, and never back.
+    """
     return eps if unit == "normalized" else eps / scale
+
+
+def threat_of(norm: Norm, eps: float, unit: EpsUnit, scale: float) -> Threat:
+    """The threat of a radius that is asked for in a unit; it remembers which.
+
+    Args:
+        norm: of the ball.
+        eps: its radius, in ``unit``.
+        unit: of ``eps``.
+        scale: see :func:`pixel_eps`.
+
+    Raises:
+        ConfigurationError: the radius is negative, not finite or too large.
+    """
+    return Threat(norm, pixel_eps(eps, unit, scale), normalized=eps if unit == "normalized" else None)
+
+
+def unit_asked_for(threat: Threat, scale: float) -> EpsUnit:
+    """The unit in which the radius of a threat was asked for; pixels where it was asked for at another scale.
+
+    Args:
+        threat: the ball.
+        scale: see :func:`pixel_eps`.
+    """
+    given = threat.normalized
+    return "normalized" if given is not None and pixel_eps(given, "normalized", scale) == threat.eps else "pixel"
+
+
+def eps_in(threat: Threat, unit: EpsUnit, scale: float) -> float:
+    """The radius of a threat in a unit: exactly what was asked for, if it was asked for in that one.
+
+    Args:
+        threat: the ball.
+        unit: of the result.
+        scale: see :func:`pixel_eps`.
+    """
+    if unit == "normalized" and threat.normalized is not None and unit_asked_for(threat, scale) == unit:
+        return threat.normalized
+    return threat.eps if unit == "pixel" else normalized_eps(threat.eps, "pixel", scale)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 import unicodedata
 
 #: Characters of a line, and lines, of a message that fits a terminal.
 LINE, LINES = 300, 20
+
+#: What libraries write to have a terminal print in bold or in colour (ECMA-48: control sequences).
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def is_clean(text: str) -> bool:
@@ -42,9 +47,25 @@ def shown(value: object) -> str:
         return "a number of thousands of digits"
 
 
+def reason(error: BaseException) -> str:
+    """What an exception of somebody else's code says, on one line: its type and its whole message.
+
+    Terminal codes, line breaks and indentation are taken out, nothing else. An exception without a message is named by
+    its type alone.
+    """
+    said = " ".join(_TERMINAL_CODE.sub("", str(error)).split())
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def on_one_screen(text: str) -> str:
-    """A message of at most :data:`LINES` lines of :data:`LINE` characters, :func:`printable`."""
-    lines = printable(text).split("\n")
-    left_out = [f"... and {len(lines) - LINES + 1} lines more"] if len(lines) > LINES else []
-    kept = lines[: LINES - 1] if left_out else lines
-    return "\n".join([shortened(line, LINE) for line in kept] + left_out)
+    """A message of at most :data:`LINES` lines of :data:`LINE` characters, :func:`printable`.
+
+    A longer line is wrapped, so that a message of several thousand characters is still whole; what is left out of a
+    longer one is its end.
+    """
+    lines: list[str] = []
+    for line in printable(text).split("\n"):
+        lines += [line] if len(line) <= LINE else textwrap.wrap(line, LINE, break_on_hyphens=False)
+    if len(lines) <= LINES:
+        return "\n".join(lines)
+    return "\n".join([*lines[: LINES - 1], f"... and {len(lines) - LINES + 1} lines more"])

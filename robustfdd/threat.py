@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -35,6 +35,9 @@ class Threat:
         norm: ``"linf"`` or ``"l2"``.
         eps: radius of the ball in pixel units, that is for pixels in [0, 1]; finite, at least 0 and at most
             :data:`MAX_EPS`. For L2 it is the Euclidean length over all pixels and channels of one image.
+        normalized: the same radius in units of a model's normalisation, as it was asked for; None where it was asked
+            for in pixel units. Kept because neither product nor quotient of floats can be undone to the last bit. Two
+            threats of one ball are equal, however they were asked for.
 
     Raises:
         ConfigurationError: the norm is unknown, or eps is negative, not finite or too large.
@@ -42,6 +45,7 @@ class Threat:
 
     norm: Norm
     eps: float
+    normalized: float | None = field(default=None, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,22 +12,39 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from robustfdd.adversarial_training import craft
-from robustfdd.classifier import device_of, predict, weights_digest
+from robustfdd.batching import is_out_of_memory
+from robustfdd.classifier import batches, check_classifier, device_of, frozen, is_random, weights_digest
 from robustfdd.code_version import TRAINING, code_version
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
-from robustfdd.errors import TrainingError
-from robustfdd.models import Checkpoint, ResNet18, check_same_data, load_model, read_checkpoint, save_model
+from robustfdd.errors import ModelContractError, RobustFDDError, TrainingError, UnitError
+from robustfdd.layout import image_layout
+from robustfdd.models import (
+    Checkpoint,
+    ResNet18,
+    check_same_data,
+    check_savable,
+    load_model,
+    read_checkpoint,
+    save_model,
+)
 from robustfdd.preparation import check_compiler
 from robustfdd.provenance import versions
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import check_writable, read_json, write_json
 from robustfdd.resume import Snapshots, TrainingState, training_key
 from robustfdd.specs import Recipe
+from robustfdd.text import reason
+
+#: Images that a model is tried on before it is trained.
+TRIED = 32
+#: Test images a pass.
+_EVALUATED = 256
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,53 @@ def _compiled(model: nn.Module, device: torch.device) -> nn.Module:
     return cast("nn.Module", torch.compile(model, dynamic=False, options={"fallback_random": True}))
 
 
+@contextmanager
+def _code_of_the_model(doing: str) -> Iterator[None]:
+    """Where code of the model runs, whatever it raises becomes one message with its cause.
+
+    Raises:
+        ModelContractError: the code raised.
+        UnitError: memory ran out.
+    """
+    try:
+        yield
+    except (RobustFDDError, UnitError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UnitError(f"out of memory {doing}; lower recipe.batch_size ({reason(error)})") from error
+        raise ModelContractError(f"the model fails {doing}: {reason(error)}") from error
+
+
+def _check_logits(logits: object, labels: Tensor, n_classes: int) -> None:
+    """Hold what a model returns in training to the contract.
+
+    Raises:
+        ModelContractError: it is no tensor of logits for every image and class, or nothing can be learned from it.
+    """
+    n = len(labels)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < n_classes:
+        got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+        raise ModelContractError(
+            f"the model must return logits of shape ({n}, K) for {n} images in training mode too, with K at least "
+            f"{n_classes}, not {got}; build a network that returns further outputs in training without them"
+        )
+    if not logits.requires_grad:
+        raise ModelContractError(
+            "the model cannot be trained: its logits do not depend on any parameter that requires a gradient. Look for "
+            "frozen parameters, detach, no_grad, or a conversion to NumPy in its forward"
+        )
+
+
+def _not_finite(model: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that hold a NaN or an infinity."""
+    return {
+        name
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.layout == torch.strided and not is_lazy(tensor) and not bool(torch.isfinite(tensor).all())
+    }
+
+
 def _one_epoch(
     model: nn.Module,
     quick: nn.Module,
@@ -74,6 +139,7 @@ def _one_epoch(
     generator: torch.Generator,
     epoch: int,
     advance: Callable[[int], None] | None,
+    n_classes: int,
 ) -> tuple[float, float]:
     """One pass over the split, the ``epoch``-th from 0; the mean loss and the accuracy on it.
 
@@ -82,6 +148,7 @@ def _one_epoch(
     """
     layers = [module for module in model.modules() if isinstance(module, Dropout)]
     images, labels = split.images, split.labels
+    layout = image_layout(model)
     # Summed on the device, read once an epoch: reading every step would make the host wait for the device.
     total_loss = torch.zeros((), device=images.device)
     total_correct = torch.zeros((), device=images.device, dtype=torch.int64)
@@ -95,15 +162,17 @@ def _one_epoch(
         for layer in layers:
             layer.progress = (epoch + seen / len(labels)) / recipe.epochs
         network = quick if len(index) == min(recipe.batch_size, len(labels)) else model
-        if recipe.adversarial:
-            x = craft(network, x, y, recipe, generator)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            logits: Tensor = network(x.contiguous(memory_format=torch.channels_last))
-        logits = logits.float()
-        loss = F.cross_entropy(logits, y)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
+        with _code_of_the_model(f"in training on a batch of shape {tuple(x.shape)}"):
+            if recipe.adversarial:
+                x = craft(network, x, y, recipe, generator)
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                logits: Tensor = network(x.contiguous(memory_format=layout))
+            _check_logits(logits, y, n_classes)
+            logits = logits.float()
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
         scheduler.step()
         total_loss += loss.detach() * len(index)
         total_correct += (logits.detach().argmax(1) == y).sum()
@@ -142,12 +211,20 @@ def fit(
         One entry an epoch, of those before the snapshot too.
 
     Raises:
-        TrainingError: the loss is no longer finite.
+        TrainingError: the loss, a parameter or a buffer is no longer finite.
+        ModelContractError: code of the model raises, whatever it is; or what the model returns in training are no
+            logits, or nothing in it can be trained.
         ConfigurationError: ``compile`` without what it needs.
+        UnitError: memory runs out.
     """
     if len(split.labels) < 2:
         raise TrainingError("training needs at least two images")
     device = split.images.device
+    n_classes = int(split.labels.max()) + 1
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ModelContractError("the model cannot be trained: it has no parameter that requires a gradient")
+    # Such as the mask of an attention layer, which holds infinities from the beginning.
+    never_finite = _not_finite(model)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
@@ -169,7 +246,8 @@ def fit(
         # One seed must give the same weights twice, so cuDNN may not choose algorithms by timing them.
         torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=True),
     ):
-        model.train()
+        with _code_of_the_model("in its own train(), which is called as that of torch.nn.Module is"):
+            model.train()
         if snapshots is not None:
             history = [Epoch(**epoch) for epoch in snapshots.begin(state)]
             if advance is not None and history:
@@ -177,18 +255,27 @@ def fit(
         for epoch in range(len(history) + 1, recipe.epochs + 1):
             started = time.perf_counter()
             loss, accuracy = _one_epoch(
-                model, quick, split, recipe, optimizer, scheduler, generator, epoch - 1, advance
+                model, quick, split, recipe, optimizer, scheduler, generator, epoch - 1, advance, n_classes
             )
             if not loss < float("inf"):
+                raise TrainingError(f"the loss is {loss} after epoch {epoch}; {_lower(recipe)}")
+            # The loss is that before the last step, and does not know where that one led.
+            if broken := _not_finite(model) - never_finite:
                 raise TrainingError(
-                    f"the loss is {loss} after epoch {epoch}; lower recipe.learning_rate ({recipe.learning_rate:g})"
+                    f"{len(broken)} parameters and buffers hold NaN or infinities after epoch {epoch}, {min(broken)} "
+                    f"among them; {_lower(recipe)}"
                 )
             learning_rate = float(optimizer.param_groups[0]["lr"])
             history.append(Epoch(epoch, loss, accuracy, learning_rate, time.perf_counter() - started))
             if snapshots is not None and epoch < recipe.epochs:
                 snapshots.take(state, [asdict(entry) for entry in history])
-        model.eval()
+        with _code_of_the_model("in its own eval(), which is called as that of torch.nn.Module is"):
+            model.eval()
     return history
+
+
+def _lower(recipe: Recipe) -> str:
+    return f"lower recipe.learning_rate ({recipe.learning_rate:g})"
 
 
 def train(
@@ -220,9 +307,13 @@ def train(
         compile: see :func:`fit`; the checkpoint is that of the model itself.
 
     Raises:
-        TrainingError: the loss is no longer finite; nothing is written.
+        TrainingError: the loss, a parameter, a buffer or a logit of a test image is no longer finite. Nothing is
+            written, and what was at ``out`` before stays.
+        ModelContractError: the model does not keep the contract, as before an attack, or see :func:`fit`.
+        CheckpointError: it holds what a checkpoint cannot.
         DatasetError: the model was built for other data.
         ConfigurationError: ``compile`` without what it needs.
+        UnitError: memory runs out.
     """
     out = Path(out)
     if isinstance(model, ResNet18):
@@ -231,6 +322,11 @@ def train(
     check_writable(out)
     device = device_of(model)
     data = dataset.to(device)
+    # What no attack could be run on need not be trained.
+    tried = to_pixels(data.train.images[:TRIED])
+    with _code_of_the_model("before training"):
+        check_classifier(model, tried, data.n_classes, random=is_random(model, tried))
+        check_savable(model)
     provenance = {
         "recipe": recipe.model_dump(),
         "seed": seed,
@@ -275,11 +371,10 @@ def adopt_weights(model: nn.Module, trained: Path, dataset: Dataset, *, out: Pat
     """
     source, history = read_checkpoint(trained), read_json(trained.with_suffix(".json"))
     model.load_state_dict(load_model(trained).state_dict())
+    model.eval()
     provenance = {**source.provenance, "weights_of": trained.name}
     data = dataset.to(device_of(model))
-    return _write(
-        model.eval(), data, out, provenance, label, history["epochs"], history["seconds"], history["resumed_after"]
-    )
+    return _write(model, data, out, provenance, label, history["epochs"], history["seconds"], history["resumed_after"])
 
 
 def _write(
@@ -294,9 +389,8 @@ def _write(
 ) -> Checkpoint:
     """The checkpoint of a trained model, and beside it how it was trained and how good it is."""
     seed = provenance["seed"]
+    correct = _correct(model, data.test, seed)
     checkpoint = save_model(model, out, provenance)
-    with GlobalRandomness(seed):  # for a model that is random in evaluation
-        correct = predict(model, data.test.images) == data.test.labels
     write_json(
         out.with_suffix(".json"),
         {
@@ -314,3 +408,25 @@ def _write(
         },
     )
     return checkpoint
+
+
+def _correct(model: nn.Module, split: Split, seed: int) -> Tensor:
+    """Whether a trained model is right on each image of a split; boolean, shape (N,).
+
+    Raises:
+        TrainingError: a logit is not finite, though every weight is: products of them overflow.
+        ModelContractError: code of the model raises.
+    """
+    parts = []
+    # The seed is for a model that is random in evaluation.
+    with GlobalRandomness(seed), frozen(model), torch.no_grad():
+        for part in batches(len(split), _EVALUATED):
+            x, y = to_pixels(split.images[part]), split.labels[part]
+            with _code_of_the_model(f"in evaluation on a batch of shape {tuple(x.shape)}"):
+                logits = model(x)
+            if not bool(torch.isfinite(logits).all()):
+                raise TrainingError(
+                    "the trained model returns NaN or infinite logits for test images; lower recipe.learning_rate"
+                )
+            parts.append(logits.argmax(1) == y)
+    return torch.cat(parts)

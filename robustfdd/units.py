@@ -34,8 +34,8 @@ from robustfdd.preparation import prepare
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Cell, Failure
-from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Precision, Protocol, normalized_eps, pixel_eps
-from robustfdd.threat import Norm, Threat
+from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Precision, Protocol, eps_in, threat_of
+from robustfdd.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def attack_cells(
     ``advance``, ``source`` and ``prepared`` are those of :func:`robustfdd.measure.measure_sweep`.
     """
     grid = (0.0, *unit.eps)
-    threats = [Threat(unit.norm, pixel_eps(eps, unit.eps_unit, subject.eps_scale)) for eps in grid]
+    threats = [threat_of(unit.norm, eps, unit.eps_unit, subject.eps_scale) for eps in grid]
     results = measure_sweep(
         model,
         clean,
@@ -260,7 +260,7 @@ def attack_cells(
             protocol=unit.protocol,
             deterministic=unit.attack.deterministic,
             eps_pixel=threat.eps,
-            eps_normalized=normalized_eps(eps, unit.eps_unit, subject.eps_scale),
+            eps_normalized=eps_in(threat, "normalized", subject.eps_scale),
             attack_seed=attack_seed,
             gradient_passes=result.gradient_passes,
             seconds=result.seconds,
@@ -274,7 +274,7 @@ def attack_cells(
             repeated_accuracy=result.repeated_accuracy,
             precision=unit.precision,
         )
-        for eps, threat, result in zip(grid, threats, results, strict=True)
+        for threat, result in zip(threats, results, strict=True)
     ]
 
 

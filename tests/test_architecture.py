@@ -16,7 +16,7 @@ LAYERS = [
     {"threat", "records", "published", "code_version", "locking", "journal"},
     {"specs", "status"},
     {"catalogue"},
-    {"datasets", "dropouts", "progress", "randomness"},
+    {"datasets", "dropouts", "layout", "progress", "randomness"},
     {"classifier", "provenance"},
     {"ascent"},
     {"adversarial_training", "iterates", "square"},

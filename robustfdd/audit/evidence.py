@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -420,7 +420,7 @@ class Evidence:
             eps: self.climb(
                 f"PGD at {eps:g}",
                 steps=self.few_steps,
-                threat=replace(self.threat, eps=eps),
+                threat=Threat(self.threat.norm, eps),
                 random_start=False,
                 counts=eps <= self.threat.eps,
             )

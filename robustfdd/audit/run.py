@@ -25,6 +25,7 @@ from robustfdd.measure import CleanOutcome
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Status, Verdict
+from robustfdd.specs import eps_in
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet
 
@@ -112,7 +113,7 @@ class Audit:
             "verdict": self.verdict,
             "norm": self.threat.norm,
             "eps_pixel": self.threat.eps,
-            "eps_normalized": self.threat.eps / eps_scale,
+            "eps_normalized": eps_in(self.threat, "normalized", eps_scale),
             "attack": self.attack,
             "n_images": self.n_images,
             "clean_accuracy": self.clean_accuracy,

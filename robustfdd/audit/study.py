@@ -22,7 +22,7 @@ from robustfdd.errors import CheckpointError, DatasetError, OutOfSpaceError, Run
 from robustfdd.models import check_same_data, load_model, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.records import Verdict
-from robustfdd.specs import is_name, pixel_eps
+from robustfdd.specs import is_name, threat_of
 from robustfdd.text import shown
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet, content_digest, failure_of
@@ -84,7 +84,7 @@ def plan_of(manifest: Mapping[str, Any]) -> AuditPlan:
                 random_start=not chosen["deterministic"],
                 best_iterate=False,
             )
-        threat = Threat(norm, pixel_eps(float(eps), study["eps_unit"], scale))
+        threat = threat_of(norm, float(eps), study["eps_unit"], scale)
         return AuditPlan(threat, attack, int(wanted.get("images") or IMAGES), scale)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise RunDirectoryError(f"the manifest lacks what an audit needs ({error!r})") from error

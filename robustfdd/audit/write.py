@@ -17,7 +17,7 @@ from robustfdd.classifier import device_of
 from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset
 from robustfdd.manifest import describe_model, make_manifest, open_run
-from robustfdd.specs import EpsUnit, Method
+from robustfdd.specs import EpsUnit, Method, eps_in
 from robustfdd.threat import Threat
 from robustfdd.units import Subject, TestSet, content_digest, function_digest
 
@@ -88,7 +88,7 @@ def audit_model(
     study["title"] = f"Audit of {label}"
     study["audit"] = {
         "norm": threat.norm,
-        "eps": threat.eps / eps_scale if eps_unit == "normalized" else threat.eps,
+        "eps": eps_in(threat, eps_unit, eps_scale),
         "images": len(test.index),
         "attack": asdict(audited),
         "sibling": None if sibling is None else type(sibling).__name__,

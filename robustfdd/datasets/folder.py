@@ -1,14 +1,19 @@
 """Anybody's images: ``folder:PATH`` reads PATH/train/CLASS/* and PATH/test/CLASS/*.
 
-Classes are the folders, sorted by name, and must be the same in both splits; images are taken in the order of their
-names. All images must be of one size: nothing is rescaled, because an attack's budget is meant for the pixels that a
+Classes are the folders, sorted by name, and must be the same in both splits; their names are compared, and kept, in
+Unicode's composed form (NFC), since some systems write "é" as one character and some as two. Images are taken in the
+order of their names. All images must be of one size: nothing is rescaled, because an attack's budget is meant for the pixels that a
 model sees. Grey images have one channel; if any image of either split is not grey, all have three (RGB). Transparency
-is dropped, a rotation noted in the metadata is not applied, and of several frames the first is read. Names that begin
-with a dot are ignored; anything else that is not an image is an error, so that nothing is left out unnoticed.
+is dropped, a rotation noted in the metadata is not applied, and of several frames the first is read. A file that has
+more than 8 bits a channel is refused (:mod:`robustfdd.datasets.bit_depth`). Names that begin with a dot are ignored;
+anything else that is not an image is an error, so that nothing is left out unnoticed.
 """
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from robustfdd.datasets.base import Dataset, RawData, Split
+from robustfdd.datasets.bit_depth import bits_per_channel
 from robustfdd.errors import DatasetError
 from robustfdd.text import is_clean, shortened, shown
 
@@ -59,7 +65,10 @@ def load_folder(name: str) -> Dataset:
     if train.keys() != test.keys():
         one_sided = sorted(train.keys() ^ test.keys())[0]
         here, there = ("train", "test") if one_sided in train else ("test", "train")
-        raise DatasetError(f"{path}: class {one_sided!r} is in {here} but not in {there}; both need the same classes")
+        meant = _alike(one_sided, test if here == "train" else train)
+        raise DatasetError(
+            f"{path}: class {one_sided!r} is in {here} but not in {there}{meant}; both need the same classes"
+        )
     if len(train) < 2:
         raise DatasetError(f"{path / 'train'}: holds one class only ({next(iter(train))!r}); at least two are needed")
     files = [file for split in (train, test) for of_class in split.values() for file in of_class]
@@ -75,6 +84,16 @@ def load_folder(name: str) -> Dataset:
     return Dataset.from_raw(raw, name=name, title=path.name)
 
 
+def _alike(name: str, others: Collection[str]) -> str:
+    """The class whose name is nearest to a name, with the letters that look alike told apart; for a message."""
+    close = difflib.get_close_matches(name, others, n=1)
+    if not close:
+        return ""
+    told = (name, close[0])
+    written = "" if all(each.isascii() for each in told) else f" ({told[0]!a} and {told[1]!a})"
+    return f", where {close[0]!r} may be meant{written}"
+
+
 def _visible(folder: Path) -> list[Path]:
     try:
         return sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: path.name)
@@ -85,6 +104,7 @@ def _visible(folder: Path) -> list[Path]:
 def _classes(split: Path) -> dict[str, list[Path]]:
     """The files of each class of one split, both in the order of their names."""
     classes: dict[str, list[Path]] = {}
+    folders: dict[str, Path] = {}
     for folder in _visible(split):
         if not is_clean(folder.name):
             raise DatasetError(
@@ -92,12 +112,20 @@ def _classes(split: Path) -> dict[str, list[Path]]:
             )
         if not folder.is_dir():
             raise DatasetError(f"{folder}: not a folder; {split} may hold only one folder for each class")
-        classes[folder.name] = _visible(folder)
-        if not classes[folder.name]:
+        name = unicodedata.normalize("NFC", folder.name)
+        if name in folders:
+            raise DatasetError(
+                f"{split}: the classes {folders[name].name!a} and {folder.name!a} have the same name, written "
+                "in two ways; put them together"
+            )
+        folders[name] = folder
+        classes[name] = _visible(folder)
+        if not classes[name]:
             raise DatasetError(f"{folder}: this class has no images")
     if not classes:
         raise DatasetError(f"{split}: there are no images; expected one folder for each class")
-    return classes
+    # Anew, since a label is a position, and names may come in another order as their folders have them.
+    return dict(sorted(classes.items()))
 
 
 def _read(files: list[Path]) -> npt.NDArray[np.uint8]:
@@ -130,7 +158,9 @@ def _pixels(file: Path) -> npt.NDArray[np.uint8]:
             if image.format == "EPS":
                 raise ValueError("an EPS file is a program, which would be run")
             mode = image.mode
-            if not mode.startswith(_DEEP_MODES):
+            deep = mode.startswith(_DEEP_MODES)
+            bits = 0 if deep else bits_per_channel(image, file)
+            if not deep and bits <= 8:
                 grey = mode in _GREY_MODES
                 # By way of RGBA, because Pillow warns when a palette with transparency is turned into RGB at once.
                 whole = image.convert("RGBA") if mode == "P" else image
@@ -138,4 +168,5 @@ def _pixels(file: Path) -> npt.NDArray[np.uint8]:
                 return pixels[None] if grey else pixels.transpose(2, 0, 1)
     except Exception as error:  # Pillow's decoders raise many types for files that are corrupt
         raise DatasetError(f"{file}: not readable as an image ({error})") from error
-    raise DatasetError(f"{file}: has more than 8 bits a channel (Pillow's mode {mode!r}); convert it to 8 bits")
+    found = f"Pillow's mode {mode!r}" if deep else f"{bits} bits, of which Pillow would read 8"
+    raise DatasetError(f"{file}: has more than 8 bits a channel ({found}); convert it to 8 bits")
