@@ -23,6 +23,7 @@ from torchvision.models.resnet import BasicBlock
 
 from robustfdd.checksums import json_checksum
 from robustfdd.classifier import tensor_digest
+from robustfdd.code_version import PACKAGE, Part
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
@@ -149,6 +150,26 @@ class ResNet18(nn.Module):
         """Logits of pixels in [0, 1]."""
         logits: Tensor = self.classifier(self.feature_dropout(self.features(x)))
         return logits
+
+
+def parts_of(network: nn.Module | str) -> tuple[Part, ...]:
+    """What the code of a network is made of, as :func:`robustfdd.code_version.code_version` takes it.
+
+    Of anybody's model these are the classes of its submodules that belong to this package or are derived from one that
+    does. What else it computes shows in what it answers (:func:`robustfdd.identity.function_digest`).
+
+    Args:
+        network: a model, or the name of the dropout of a network of this package.
+    """
+    if isinstance(network, str):
+        spec = DROPOUTS.get(network)
+        return (ResNet18, *([spec.build] if spec is not None else []))
+    ours = {type(module): None for module in network.modules() if _is_ours(type(module))}
+    return (*ours, *(parts_of(network.config.dropout) if isinstance(network, ResNet18) else ()))
+
+
+def _is_ours(cls: type) -> bool:
+    return any(base.__module__.partition(".")[0] == PACKAGE for base in cls.__mro__)
 
 
 def _slot(config: ModelConfig, filled: bool) -> nn.Module:

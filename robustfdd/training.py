@@ -14,13 +14,13 @@ from torch.nn import functional as F
 
 from robustfdd.adversarial_training import craft
 from robustfdd.classifier import device_of, predict, weights_digest
-from robustfdd.code_version import TRAINING, code_version
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
 from robustfdd.errors import TrainingError
-from robustfdd.models import Checkpoint, ResNet18, check_same_data, load_model, read_checkpoint, save_model
+from robustfdd.models import Checkpoint, ResNet18, check_same_data, load_model, parts_of, read_checkpoint, save_model
 from robustfdd.preparation import check_compiler
 from robustfdd.provenance import versions
 from robustfdd.randomness import GlobalRandomness
@@ -191,6 +191,17 @@ def fit(
     return history
 
 
+def training_code(model: nn.Module, recipe: Recipe) -> str:
+    """The version of the code that the weights of a training depend on, that of the model's own classes included.
+
+    Args:
+        model: that is trained.
+        recipe: how; only adversarial training depends on the code that perturbs the images.
+    """
+    modules = ("training", "adversarial_training") if recipe.adversarial else ("training",)
+    return code_version(*modules, parts=[*{type(module) for module in model.modules()}, *parts_of(model)])
+
+
 def train(
     model: nn.Module,
     dataset: Dataset,
@@ -237,7 +248,7 @@ def train(
         "dataset": dataset.name,
         "dataset_sha256": dataset.sha256,
         "versions": versions(),
-        "code": code_version(*TRAINING),
+        "code": training_code(model, recipe),
     }
     snapshots = Snapshots(out, _key(model, provenance, device, compile=compile))
     try:
