@@ -169,7 +169,7 @@ class Package:
                 raise ValueError(f"{PACKAGE}.{name}: there is no such module")
             path = self._path(name)
             path = path / "__init__.py" if self._is_package(name) else path.with_suffix(".py")
-            self._read[name] = _parsed(path)
+            self._read[name] = _parsed(path.read_bytes())
         return self._read[name]
 
 
@@ -179,8 +179,10 @@ def _package() -> Package:
     return Package(Path(__file__).resolve().parent)
 
 
-def _parsed(path: Path) -> tuple[ast.Module, str]:
-    tree = ast.parse(path.read_bytes())
+@functools.lru_cache(maxsize=256)
+def _parsed(source: bytes) -> tuple[ast.Module, str]:
+    """The syntax tree of a source and its hash."""
+    tree = ast.parse(source)
     return tree, _tree_version(tree)
 
 
@@ -214,8 +216,8 @@ def _origin(node: ast.ImportFrom, package: str) -> str:
 def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """What a module imports, wherever in the file: the module, and the name that is taken from it.
 
-    Where a module is imported as a whole the name is empty, and what is asked of it comes in its place, as a chain of
-    attributes.
+    Where a module is imported as a whole the name is empty. In its place comes what is asked of it, as a chain of
+    attributes, if it is of this package.
 
     Args:
         tree: the module.
@@ -229,15 +231,14 @@ def _imports(tree: ast.Module, package: str) -> Iterator[tuple[str, str, tuple[s
             for alias in node.names:
                 module, bound = alias.name, alias.asname or alias.name.partition(".")[0]
                 start = module if alias.asname else bound
-                chains = set(_chains(nodes, bound))
+                chains = set(_chains(nodes, bound)) if module.partition(".")[0] == PACKAGE else set()
                 yield from ((start, "", chain) for chain in chains)
                 if not chains or start != module:
                     yield module, "", ()
 
 
-def _chains(nodes: Iterable[ast.AST], bound: str) -> Iterator[tuple[str, ...]]:
+def _chains(nodes: list[ast.AST], bound: str) -> Iterator[tuple[str, ...]]:
     """The attributes that are asked of a name: ``("b", "c")`` of ``a`` in ``a.b.c``."""
-    nodes = list(nodes)
     within = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
     for node in nodes:
         if id(node) in within:
@@ -316,7 +317,7 @@ def _outside(files: Iterable[Path]) -> list[tuple[ast.Module, str]]:
         spec = loaded.get(path)
         if path not in _first_seen or _first_seen[path][0] is not spec:
             try:
-                _first_seen[path] = (spec, _parsed(path))
+                _first_seen[path] = (spec, _parsed(path.read_bytes()))
             except (SyntaxError, ValueError):  # no Python of this version, so it was not run
                 continue
         found[path] = _first_seen[path][1]
