@@ -30,9 +30,9 @@ def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
     """A hash of what the model is: its weights, and its logits and input gradients for a few fixed images.
 
     Asked about are images spread over the test set, the same ones with noise, where attacks will go, and the first one
-    by itself. Of each the gradients of two functions count: a generic combination of all logits, in which a backward
-    pass that is another for any logit shows, and the cross-entropy, whose gradients may be many orders smaller. A model
-    that is random in evaluation is asked under a fixed seed.
+    by itself. Of each the gradients of a generic combination of all logits count, in which a backward pass that is
+    another for any logit shows; of a millionth of it, since a backward pass may lose what is small; and of the
+    cross-entropy, which attacks climb. A model that is random in evaluation is asked under a fixed seed.
 
     The answers count bit by bit where a second time gives the same bits. Where it does not, as with some operations on
     a GPU that add up in any order, projections of them are rounded to about one hundredth, so that rounding seldom
@@ -43,10 +43,10 @@ def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
         clean: the test images with their labels.
     """
     n = len(clean.images)
-    chosen = torch.arange(min(N_IMAGES, n), device=clean.images.device) * n // max(min(N_IMAGES, n), 1)
-    x, y = to_pixels(clean.images[chosen]), clean.labels[chosen]
-    x, y = torch.cat((x, _perturbed(x))), torch.cat((y, y))
-    with frozen(model):
+    with torch.inference_mode(False), frozen(model):
+        chosen = torch.arange(min(N_IMAGES, n), device=clean.images.device) * n // max(min(N_IMAGES, n), 1)
+        x, y = to_pixels(clean.images[chosen]), clean.labels[chosen]
+        x, y = torch.cat((x, _perturbed(x))), torch.cat((y, y))
         first, second = _answers(model, x, y, clean.n_classes), _answers(model, x, y, clean.n_classes)
     answers = tensor_digest(first)
     if answers != tensor_digest(second):
@@ -84,13 +84,13 @@ def _asked(model: nn.Module, x: Tensor, y: Tensor, n_classes: int) -> list[tuple
     try:
         with torch.no_grad():
             found.append(("logits", model(x.clone())))
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             leaf = x.clone().requires_grad_()
             logits = model(leaf.clone())  # a copy, which a model may write into
             found.append(("logits with a gradient", logits))
             combination = (logits * _generic((len(x), n_classes), logits)).sum()
             loss = F.cross_entropy(logits, y, reduction="sum")
-            for name, value in (("combination", combination), ("cross-entropy", loss)):
+            for name, value in (("large", combination), ("small", 1e-6 * combination), ("cross-entropy", loss)):
                 found.append((name, torch.autograd.grad(value, leaf, retain_graph=True)[0]))
     except Exception as error:  # what is wrong with it is told where it is attacked
         found.append(("error", type(error).__name__))
