@@ -262,7 +262,8 @@ TRANSFER = "transfer"
 def sibling(study: StudySpec) -> Method | None:
     """The method of a study that is trained without dropout and with the study's own recipe, if it has one.
 
-    What is crafted on its model is tried on the others (attack ``transfer``).
+    What is crafted on its models is tried on the others (attack ``transfer``); for its own models see
+    :func:`robustfdd.sources.origin_of`.
     """
     return next((m for m in study.methods if m.dropout == "none" and not m.recipe.given), None)
 
@@ -285,8 +286,8 @@ def engines_for(use: AttackUse, spec: AttackSpec, norm: Norm, study: StudySpec) 
 def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
     """The attacks of a study, each with its specification and the study's changes to it.
 
-    Where the study has a :func:`sibling` and other methods, ``transfer`` is among them at the end, at every epsilon of
-    the study, unless the study names it itself. Under protocol ``strong`` the attacks are those of
+    Where the study has a :func:`sibling` and more than one network, ``transfer`` is among them at the end, at every
+    epsilon of the study, unless the study names it itself. Under protocol ``strong`` the attacks are those of
     :meth:`robustfdd.specs.AttackSpec.strengthened`.
 
     Raises:
@@ -302,16 +303,25 @@ def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
                     f"attack {spec.name!r} is crafted on the model of a method with dropout 'none' and no recipe of "
                     "its own, and the study has none; add one to methods"
                 )
+            if spec.access == "transfer" and not _several_networks(study):
+                raise ConfigurationError(
+                    f"attack {spec.name!r} is crafted on another network than the one under attack, and the study has "
+                    "a single one; add a method, or a second seed"
+                )
         except ConfigurationError as error:
             raise ConfigurationError(f"attacks.{index}: {error}") from None
         # By the name inside the file: results are filed under it.
         if any(other.name == spec.name for _, other in resolved):
             raise ConfigurationError(f"attacks.{index}: an attack named {spec.name!r} is given more than once")
         resolved.append((use, spec))
-    if len(study.methods) > 1 and sibling(study) and not any(spec.access == "transfer" for _, spec in resolved):
+    if _several_networks(study) and sibling(study) and not any(spec.access == "transfer" for _, spec in resolved):
         use = _transfer(study)
         resolved.append((use, _spec_of(use, study)))
     return resolved
+
+
+def _several_networks(study: StudySpec) -> bool:
+    return len(study.methods) > 1 or len(study.seeds) > 1
 
 
 def _spec_of(use: AttackUse, study: StudySpec) -> AttackSpec:

@@ -24,12 +24,14 @@ from robustfdd.audit.study import plan_of
 from robustfdd.batching import FIXED, BatchSize
 from robustfdd.catalogue import load_attack, load_study
 from robustfdd.classifier import device_of, frozen
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import DROPOUTS, build_dropout, check_options
 from robustfdd.engines import get_engine
 from robustfdd.errors import ConfigurationError, DatasetError, RobustFDDError, UnitError
 from robustfdd.executors import Executor, Inline, coordinate
+from robustfdd.identity import function_digest
 from robustfdd.locking import exclusive, resolved
 from robustfdd.manifest import (
     check_run_directory,
@@ -40,7 +42,7 @@ from robustfdd.manifest import (
     open_run,
 )
 from robustfdd.measure import CleanOutcome, check_source
-from robustfdd.models import ResNet18, check_same_data
+from robustfdd.models import ResNet18, check_same_data, parts_of
 from robustfdd.preparation import check_compiler, prepare
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
@@ -58,7 +60,7 @@ from robustfdd.specs import (
     unit_asked_for,
 )
 from robustfdd.tasks import Context, Job, Task, fresh_model, is_done, plan_attacks, plan_tasks
-from robustfdd.threat import Norm, Threat
+from robustfdd.threat import Threat
 from robustfdd.units import (
     AttackUnit,
     Source,
@@ -66,7 +68,6 @@ from robustfdd.units import (
     TestSet,
     attack_cells,
     attack_model,
-    function_digest,
 )
 
 #: What records call a model that was given to craft a transfer attack on.
@@ -316,7 +317,14 @@ def run_evaluation(
 
 def _given(source: nn.Module | None, clean: CleanOutcome) -> Source | None:
     """A model that was given to craft transfer attacks on."""
-    return None if source is None else Source(SOURCE, function_digest(source, clean), lambda: source)
+    if source is None:
+        return None
+    return Source(SOURCE, -1, function_digest(source, clean), code_version(parts=parts_of(source)), lambda: source)
+
+
+def _subject(model: nn.Module, clean: CleanOutcome, label: str, eps_scale: float, eot_samples: int) -> Subject:
+    identity, code = function_digest(model, clean), code_version(parts=parts_of(model))
+    return Subject(label, label, -1, eps_scale, identity, eot_samples, code)
 
 
 def _radii(grid: Sequence[Threat], unit: EpsUnit, scale: float) -> tuple[float, ...]:
@@ -435,7 +443,7 @@ def evaluate(
     _check_engines(units, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
     clean = test.clean(model, batch_size or FIXED, eot_samples)
-    subject = Subject(label, label, -1, eps_scale, function_digest(model, clean), eot_samples)
+    subject = _subject(model, clean, label, eps_scale, eot_samples)
     total = sum(unit.cost(len(test.index)) for unit in units)
     if out is None:
         sample = to_pixels(clean.images[:32])

@@ -7,9 +7,32 @@ other. So nobody is asked to: images come in the order that the model's own weig
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+
+T = TypeVar("T", bound=nn.Module)
+
+
+#: Strided convolutions of one pixel with fewer channels than this are kept in torch's usual order. In channels-last,
+#: oneDNN (in torch 2.9 to 2.15 at least) writes past the end of its memory in their weight gradient, on processors
+#: without AVX-512.
+_FEWEST_CHANNELS = 8
+
+
+def in_fast_layout(model: T) -> T:
+    """The model with its convolutions in channels-last order, in place, where that is safe; the values are the same."""
+    for module in model.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and max(module.stride) > 1
+            and module.in_channels < _FEWEST_CHANNELS
+        ):
+            return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def image_layout(model: nn.Module) -> torch.memory_format:

@@ -231,8 +231,9 @@ def open_run(run: Path, manifest: Mapping[str, Any], *, resume: bool) -> None:
     if not resume:
         raise RunDirectoryError(f"{run}: holds this run already; resume it, or name another directory with --out")
     if found["versions"].get("robustfdd source") != manifest["versions"].get("robustfdd source"):
-        # Whatever of it is not of this code is about to be computed anew.
-        records.write_json(path, {**found, "versions": manifest["versions"], "git": manifest["git"]})
+        # Whatever of it is not of this code is about to be computed anew, and other code may plan otherwise.
+        renewed = {name: manifest[name] for name in ("units", "versions", "git")}
+        records.write_json(path, {**found, **renewed})
 
 
 def make_manifest(

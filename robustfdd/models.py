@@ -24,9 +24,11 @@ from torchvision.models.resnet import BasicBlock
 
 from robustfdd.checksums import json_checksum
 from robustfdd.classifier import tensor_digest
+from robustfdd.code_version import PACKAGE, Part
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError
+from robustfdd.layout import in_fast_layout
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import write_atomically
 from robustfdd.specs import Normalization, Placement, Scalar
@@ -152,6 +154,26 @@ class ResNet18(nn.Module):
         return logits
 
 
+def parts_of(network: nn.Module | str) -> tuple[Part, ...]:
+    """What the code of a network is made of, as :func:`robustfdd.code_version.code_version` takes it.
+
+    Of anybody's model these are the classes of its submodules that belong to this package or are derived from one that
+    does. What else it computes shows in what it answers (:func:`robustfdd.identity.function_digest`).
+
+    Args:
+        network: a model, or the name of the dropout of a network of this package.
+    """
+    if isinstance(network, str):
+        spec = DROPOUTS.get(network)
+        return (ResNet18, *([spec.build] if spec is not None else []))
+    ours = {type(module): None for module in network.modules() if _is_ours(type(module))}
+    return (*ours, *(parts_of(network.config.dropout) if isinstance(network, ResNet18) else ()))
+
+
+def _is_ours(cls: type) -> bool:
+    return any(base.__module__.partition(".")[0] == PACKAGE for base in cls.__mro__)
+
+
 def _slot(config: ModelConfig, filled: bool) -> nn.Module:
     n_units = config.width * 2 ** (N_STAGES - 1)
     return build_dropout(config.dropout, n_units=n_units, **config.options) if filled else nn.Identity()
@@ -210,8 +232,8 @@ def build_model(
         options=DROPOUTS[dropout].settings(options) if dropout in DROPOUTS else options,
     )
     with GlobalRandomness(seed):
-        # Channels-last convolutions are the faster ones on CPUs and GPUs alike; the values are the same.
-        return ResNet18(config).to(memory_format=torch.channels_last)
+        # Channels-last convolutions are the faster ones on CPUs and GPUs alike.
+        return in_fast_layout(ResNet18(config))
 
 
 @dataclass(frozen=True)
@@ -353,7 +375,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> ResNet18
         model.load_state_dict(weights)
     except (RuntimeError, TypeError, OverflowError, ConfigurationError) as error:
         raise CheckpointError(f"{path}: its weights do not fit the network it describes ({error})") from error
-    return model.to(device).to(memory_format=torch.channels_last).eval()
+    return in_fast_layout(model.to(device)).eval()
 
 
 def check_same_data(config: ModelConfig, dataset: Dataset, path: str | Path) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,16 +31,17 @@ from robustfdd.audit.study import (
 from robustfdd.audit.tables import discard_audit
 from robustfdd.batching import FIXED
 from robustfdd.catalogue import engines_for, resolve_attacks, sibling
-from robustfdd.code_version import TRAINING, code_version
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import CheckpointError, RunDirectoryError, UnitError
 from robustfdd.measure import FORWARD_COST
-from robustfdd.models import ResNet18, build_model, file_sha256, load_model, read_checkpoint
+from robustfdd.models import ResNet18, build_model, file_sha256, load_model, parts_of, read_checkpoint
 from robustfdd.progress import duration
 from robustfdd.records import Failure
+from robustfdd.sources import Candidate, Origin, origin_of
 from robustfdd.specs import Method, Recipe, StudySpec
-from robustfdd.training import adopt_weights, train
+from robustfdd.training import adopt_weights, train, training_code
 from robustfdd.units import (
     Attacked,
     AttackUnit,
@@ -210,28 +211,41 @@ def checkpoint_path(run: Path, model: str) -> Path:
 
 def plan_attacks(study: StudySpec) -> list[AttackUnit]:
     """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks, crafted_on = resolve_attacks(study), sibling(study)
-    return [
-        AttackUnit(
-            method.label,
-            seed,
-            spec,
-            norm,
-            engine,
-            tuple(eps for eps in grid if eps > 0),
-            study.eps_unit,
-            method.eot_samples or 0,
-            study.protocol,
-            crafted_on.label if crafted_on and spec.access == "transfer" else None,
-            study.attack_precision,
-        )
-        for method in study.methods
-        for seed in study.seeds
-        for use, spec in attacks
-        if not (spec.access == "transfer" and method == crafted_on)  # from a model to itself it would be BIM
-        for norm, grid in use.eps.items()
-        for engine in engines_for(use, spec, norm, study)
-    ]
+    attacks = resolve_attacks(study)
+    candidates = [_candidate(method) for method in study.methods]
+    units: list[AttackUnit] = []
+    for method in study.methods:
+        for seed in study.seeds:
+            origin = origin_of(candidates, study.seeds, method.label, seed)
+            for use, spec in attacks:
+                crafted_on = origin if spec.access == "transfer" else None
+                if spec.access == "transfer" and crafted_on is None:  # from a model to itself it would be BIM
+                    continue
+                units += [
+                    AttackUnit(
+                        method.label,
+                        seed,
+                        spec,
+                        norm,
+                        engine,
+                        tuple(eps for eps in grid if eps > 0),
+                        study.eps_unit,
+                        method.eot_samples or 0,
+                        study.protocol,
+                        crafted_on.method if crafted_on else None,
+                        study.attack_precision,
+                        crafted_on.seed if crafted_on else -1,
+                    )
+                    for norm, grid in use.eps.items()
+                    for engine in engines_for(use, spec, norm, study)
+                ]
+    return units
+
+
+def _candidate(method: Method) -> Candidate:
+    options = DROPOUTS[method.dropout].settings(method.options)
+    drops = DROPOUTS[method.dropout].dynamic and method.dropout != "none" and options.get("active") != "never"
+    return Candidate(method.label, method.dropout, bool(method.recipe.given), bool(method.eot_samples), drops)
 
 
 def cost_of_training(recipe: Recipe) -> float:
@@ -243,6 +257,8 @@ def plan_tasks(
     study: StudySpec, *, n_train: int, n_test: int, described: Mapping[str, Any], audit: AuditPlan | None
 ) -> list[Task]:
     """The tasks of a study, in the order in which a single worker performs them: model by model, the audits last.
+
+    An attack with examples of a network that is trained later comes right after that one's own attacks.
 
     Args:
         study: what is planned.
@@ -277,7 +293,7 @@ def plan_tasks(
                     method.label,
                     seed,
                     unit.cost(n_attacked),
-                    needs=(name, f"{unit.source}--seed{seed}") if unit.source else (name,),
+                    needs=(name, *([Origin(unit.source, unit.source_seed).model] if unit.source else [])),
                     unit=unit,
                 )
                 for unit in units
@@ -285,9 +301,9 @@ def plan_tasks(
             ]
     if audit is not None:
         for method in study.methods:
-            plain = sibling_of(described, method.label)
             for seed in study.seeds:
-                models = [method.label, *([plain] if plain else [])]
+                plain = sibling_of(described, method.label, seed)
+                models = [f"{method.label}--seed{seed}", *([plain.model] if plain else [])]
                 tasks.append(
                     Task(
                         audit_name(method.label, seed),
@@ -296,10 +312,34 @@ def plan_tasks(
                         method.label,
                         seed,
                         audit_cost(min(audit.images, n_test)),
-                        needs=tuple(f"{model}--seed{seed}" for model in models),
+                        needs=tuple(models),
                     )
                 )
-    return tasks
+    return _in_order(tasks)
+
+
+def _in_order(tasks: Sequence[Task]) -> list[Task]:
+    """The same tasks, each after those that it needs: what has to wait comes once all that it waits for are there.
+
+    What belongs to one model stays together: a task that waited comes before the next training.
+    """
+    ordered: list[Task] = []
+    there: set[str] = set()
+    waiting: list[Task] = []
+    for task in [*tasks, None]:
+        if task is None or task.kind != "attack":
+            ready = [other for other in waiting if there.issuperset(other.needs)]
+            ordered += ready
+            there |= {other.name for other in ready}
+            waiting = [other for other in waiting if other not in ready]
+        if task is not None:
+            if there.issuperset(task.needs):
+                ordered.append(task)
+                there.add(task.name)
+            else:
+                waiting.append(task)
+    assert not waiting, "a task needs one that is not planned"
+    return ordered
 
 
 def _undropped(study: StudySpec, method: Method, before: list[Method]) -> Method | None:
@@ -361,7 +401,7 @@ def discard(task: Task, run: Path) -> None:
 
 def _train(task: Task, context: Context, report: Report) -> str:
     job, dataset = context.job, context.dataset
-    method = next(m for m in job.study.methods if m.label == task.method)
+    method = _method(task.method, job)
     recipe = job.study.recipe_of(method)
     path = checkpoint_path(job.run, task.name)
     model = fresh_model(task, context)
@@ -386,7 +426,7 @@ def _train(task: Task, context: Context, report: Report) -> str:
 def fresh_model(task: Task, context: Context) -> ResNet18:
     """The network of a task's method and seed, with its first weights."""
     study = context.job.study
-    method = next(m for m in study.methods if m.label == task.method)
+    method = _method(task.method, context.job)
     return build_model(
         context.dataset,
         method.dropout,
@@ -403,8 +443,9 @@ def state_of_checkpoint(task: Task, context: Context) -> Literal["finished", "of
 
     ``"of other code"`` if so but for the code that trained it, or where it does not say which code that was.
     """
-    path = checkpoint_path(context.job.run, task.name)
-    method = next(m for m in context.job.study.methods if m.label == task.method)
+    job = context.job
+    path = checkpoint_path(job.run, task.name)
+    method = _method(task.method, job)
     try:
         checkpoint = read_checkpoint(path)
         history = records.read_json(path.with_suffix(".json"))
@@ -413,41 +454,49 @@ def state_of_checkpoint(task: Task, context: Context) -> Literal["finished", "of
         trained_with = Recipe.model_validate(made_of.get("recipe"))
     except (CheckpointError, RunDirectoryError, ValidationError):
         return "missing"
+    network = fresh_model(task, context)
     same = (
-        checkpoint.config == fresh_model(task, context).config
-        and trained_with == context.job.study.recipe_of(method)
+        checkpoint.config == network.config
+        and trained_with == job.study.recipe_of(method)
         and made_of.get("seed") == task.seed
         and made_of.get("dataset_sha256") == context.dataset.sha256
         and history.get("sha256") == checkpoint.sha256
     )
     if not same:
         return "missing"
-    return "finished" if made_of.get("code") == code_version(*TRAINING) else "of other code"
+    if task.weights_of is not None:  # then that network was trained
+        donor = next(m for m in job.study.methods if Origin(m.label, task.seed).model == task.weights_of)
+        network = fresh_model(replace(task, method=donor.label), context)
+    code = training_code(network, job.study.recipe_of(method))
+    return "finished" if made_of.get("code") == code else "of other code"
+
+
+def _method(label: str, job: Job) -> Method:
+    return next(method for method in job.study.methods if method.label == label)
+
+
+def _network(origin: Origin, job: Job) -> tuple[Path, str, str]:
+    """The checkpoint of a network, its hash, and the version of the code that the network is made of."""
+    path = checkpoint_path(job.run, origin.model)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    return path, file_sha256(path), code_version(parts=parts_of(_method(origin.method, job).dropout))
 
 
 def _subject(task: Task, job: Job) -> Subject:
     assert task.unit is not None
-    path = checkpoint_path(job.run, task.model)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    return Subject(
-        job.study.name,
-        task.method,
-        task.seed,
-        float(job.manifest["eps_scale"]),
-        file_sha256(path),
-        task.unit.eot_samples,
-    )
+    _, identity, code = _network(Origin(task.method, task.seed), job)
+    scale = float(job.manifest["eps_scale"])
+    return Subject(job.study.name, task.method, task.seed, scale, identity, task.unit.eot_samples, code)
 
 
 def _source(task: Task, job: Job) -> Source | None:
     assert task.unit is not None
     if task.unit.source is None:
         return None
-    path = checkpoint_path(job.run, f"{task.unit.source}--seed{task.seed}")
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    return Source(task.unit.source, file_sha256(path), lambda: load_model(path, job.device))
+    origin = Origin(task.unit.source, task.unit.source_seed)
+    path, identity, code = _network(origin, job)
+    return Source(*origin, identity, code, lambda: load_model(path, job.device))
 
 
 def _attack_key(task: Task, context: Context) -> str:

@@ -15,14 +15,13 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from robustfdd.adversarial_training import craft
-from robustfdd.batching import is_out_of_memory
 from robustfdd.classifier import batches, check_classifier, device_of, frozen, is_random, weights_digest
-from robustfdd.code_version import TRAINING, code_version
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.augment import augment
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
-from robustfdd.errors import ModelContractError, RobustFDDError, TrainingError, UnitError
+from robustfdd.errors import ModelContractError, RobustFDDError, TrainingError, UnitError, is_out_of_memory
 from robustfdd.layout import image_layout
 from robustfdd.models import (
     Checkpoint,
@@ -30,6 +29,7 @@ from robustfdd.models import (
     check_same_data,
     check_savable,
     load_model,
+    parts_of,
     read_checkpoint,
     save_model,
 )
@@ -278,6 +278,17 @@ def _lower(recipe: Recipe) -> str:
     return f"lower recipe.learning_rate ({recipe.learning_rate:g})"
 
 
+def training_code(model: nn.Module, recipe: Recipe) -> str:
+    """The version of the code that the weights of a training depend on, that of the model's own classes included.
+
+    Args:
+        model: that is trained.
+        recipe: how; only adversarial training depends on the code that perturbs the images.
+    """
+    modules = ("training", "adversarial_training") if recipe.adversarial else ("training",)
+    return code_version(*modules, parts=[*{type(module) for module in model.modules()}, *parts_of(model)])
+
+
 def train(
     model: nn.Module,
     dataset: Dataset,
@@ -333,7 +344,7 @@ def train(
         "dataset": dataset.name,
         "dataset_sha256": dataset.sha256,
         "versions": versions(),
-        "code": code_version(*TRAINING),
+        "code": training_code(model, recipe),
     }
     snapshots = Snapshots(out, _key(model, provenance, device, compile=compile))
     try:

@@ -17,8 +17,7 @@ from torch import nn
 
 from robustfdd import provenance, records
 from robustfdd.batching import FIXED, BatchSize
-from robustfdd.classifier import frozen, tensor_digest, weights_digest
-from robustfdd.code_version import ATTACK, code_version
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import test_indices, to_pixels
 from robustfdd.engines import get_engine
@@ -32,7 +31,6 @@ from robustfdd.measure import (
 )
 from robustfdd.preparation import prepare
 from robustfdd.progress import Display
-from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Cell, Failure
 from robustfdd.specs import AttackSpec, EngineName, EpsUnit, Precision, Protocol, eps_in, threat_of
 from robustfdd.threat import Norm
@@ -47,8 +45,10 @@ class Subject:
         method: label of the regulariser, or of somebody's model.
         seed: of the training run; -1 for a model that was not trained here.
         eps_scale: pixel epsilon = normalised epsilon times this.
-        identity: a hash of the weights; results belong to it.
+        identity: a hash of what it is, see :func:`robustfdd.identity.function_digest`, or of its checkpoint; results
+            belong to it.
         eot_samples: passes that an attack averages for one gradient; 0 for a deterministic forward.
+        code: the version of the code of its parts, see :func:`robustfdd.models.parts_of`; results depend on it.
     """
 
     study: str
@@ -57,6 +57,7 @@ class Subject:
     eps_scale: float
     identity: str
     eot_samples: int = 0
+    code: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ class Source:
 
     Attributes:
         label: of its method.
-        identity: a hash of its weights; results depend on it.
+        seed: of its training run; -1 for a model that was not trained here.
+        identity: as that of a :class:`Subject`; results depend on it.
+        code: the same.
         load: gives the model, on the device of those it is tried on.
     """
 
     label: str
+    seed: int
     identity: str
+    code: str
     load: Callable[[], nn.Module]
 
 
@@ -90,6 +95,7 @@ class AttackUnit:
         protocol: see :func:`robustfdd.measure.measure`.
         source: label of the method on whose model the perturbed images are crafted; None for the unit's own.
         precision: of the passes that the attack makes; see :func:`robustfdd.preparation.prepare`.
+        source_seed: of the training run of the source; -1 for a model that was not trained here.
     """
 
     method: str
@@ -103,6 +109,7 @@ class AttackUnit:
     protocol: Protocol = "paper"
     source: str | None = None
     precision: Precision = "fp32"
+    source_seed: int = -1
 
     @property
     def name(self) -> str:
@@ -133,6 +140,7 @@ class AttackUnit:
             "norm": self.norm,
             "engine": self.engine,
             **({"source": self.source} if self.source else {}),
+            **({"source_seed": self.source_seed} if self.source and self.source_seed >= 0 else {}),
         }
 
 
@@ -178,16 +186,6 @@ def content_digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def function_digest(model: nn.Module, clean: CleanOutcome) -> str:
-    """A hash of what the model is: its weights, and its logits for a few images.
-
-    Weights alone do not tell two models apart that differ in their code, or that have none.
-    """
-    with frozen(model), torch.no_grad(), GlobalRandomness(0):  # for a model that is random in evaluation
-        logits = model(to_pixels(clean.images[:32]))
-    return hashlib.sha256((weights_digest(model) + tensor_digest({"logits": logits})).encode()).hexdigest()
-
-
 def unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int, source: Source | None = None) -> str:
     """A hash of everything that the unit's result depends on."""
     # Of this package it is not the version that counts, but the code of the parts that are used.
@@ -199,10 +197,10 @@ def unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int
     if unit.precision != "fp32":
         chosen["precision"] = unit.precision
     if source is not None:
-        chosen["source"] = [source.label, source.identity]
+        chosen["source"] = [source.label, source.seed, source.identity, source.code]
     return content_digest(
         {
-            "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity],
+            "subject": [subject.study, subject.method, subject.seed, subject.eps_scale, subject.identity, subject.code],
             "eot_samples": subject.eot_samples,
             "attack": unit.attack.model_dump(mode="json", exclude_defaults=True),
             "threats": [unit.norm, list(unit.eps), unit.eps_unit],
@@ -210,7 +208,7 @@ def unit_key(unit: AttackUnit, subject: Subject, test: TestSet, attack_seed: int
             "attack_seed": attack_seed,
             "data": [test.dataset.sha256, content_digest(test.index.tolist())],
             "versions": versions,
-            "code": code_version(*ATTACK, f"engines.{unit.engine}"),
+            "code": code_version("units", f"engines.{unit.engine}"),
             **chosen,
         }
     )

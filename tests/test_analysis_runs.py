@@ -53,7 +53,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 
 
 def change(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
-    """Another version, other settings, another rule of what it applies to."""
+    """Other settings, another rule of what it applies to."""
     known = sys.modules["robustfdd.analysis.run"].ANALYSES["recorder"]
     monkeypatch.setattr(sys.modules["robustfdd.analysis.run"], "ANALYSES", {"recorder": replace(known, **changes)})
 
@@ -123,15 +123,15 @@ def test_a_run_whose_results_are_all_there_needs_no_data(run: Path, quarters: Da
     assert analyse_run(run) == []  # the data set "quarters" is not registered here
 
 
-@pytest.mark.parametrize("changed", ["version", "settings", "file", "table", "checkpoint"])
+@pytest.mark.parametrize("changed", ["code", "settings", "file", "table", "checkpoint"])
 def test_what_is_stale_is_made_again(
     run: Path, quarters: Dataset, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     analyse_run(run, dataset=quarters)
     expected = ["fdd-2d", "none"]
     path = run / "analysis" / "other--none--seed0.parquet"
-    if changed == "version":
-        change(monkeypatch, version=2)
+    if changed == "code":
+        monkeypatch.setattr("robustfdd.analysis.run.code_version", lambda *_, **__: "other")
     elif changed == "settings":
         change(monkeypatch, settings={"n": 3})
     elif changed == "file":

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "robustfdd"
 LAYERS = [
     {"errors", "text", "checksums"},
     {"threat", "records", "published", "code_version", "locking", "journal"},
-    {"specs", "status"},
+    {"specs", "status", "sources"},
     {"catalogue"},
     {"datasets", "dropouts", "layout", "progress", "randomness"},
     {"classifier", "provenance"},
@@ -22,7 +22,7 @@ LAYERS = [
     {"adversarial_training", "iterates", "square"},
     {"models", "engines", "preparation", "batching"},
     {"resume", "measure", "foreign"},
-    {"training"},
+    {"training", "identity"},
     {"units"},
     {"manifest"},
     {"analysis"},

@@ -176,7 +176,7 @@ def test_other_first_weights_are_another_training(trainer: Trainer) -> None:
 
 def test_other_code_is_another_training(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer.cut(2 * EPOCH)
-    monkeypatch.setattr("robustfdd.training.code_version", lambda *_: "other")
+    monkeypatch.setattr("robustfdd.training.code_version", lambda *_, **__: "other")
     trainer.train()
     assert trainer.history["resumed_after"] == []
 

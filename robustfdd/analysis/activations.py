@@ -73,7 +73,6 @@ register(
     Analysis(
         name="activations",
         title="activations before the last layer",
-        version=1,
         tables=("activations", "activation-summary"),
         settings={
             "n_images": N_IMAGES,

@@ -53,7 +53,6 @@ class Analysis:
     Attributes:
         name: lower case, without ``--``.
         title: what progress displays call it.
-        version: raised with every change of the code that changes the result; older results are then made anew.
         tables: the names of the tables that it writes.
         settings: everything that was chosen, such as numbers of images; a result belongs to them.
         compute: the tables by name, each with at least one row.
@@ -63,7 +62,6 @@ class Analysis:
 
     name: str
     title: str
-    version: int
     tables: tuple[str, ...]
     settings: Mapping[str, Any]
     compute: Callable[[TrainedModel], Mapping[str, pd.DataFrame]]

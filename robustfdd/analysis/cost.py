@@ -143,7 +143,6 @@ register(
     Analysis(
         name="cost",
         title="what the dropout layer costs",
-        version=1,
         tables=("cost",),
         settings={"repetitions": REPETITIONS, "in_a_row": IN_A_ROW},
         compute=compute,

@@ -205,7 +205,6 @@ register(
     Analysis(
         name="density-groups",
         title="heat maps by feature density",
-        version=1,
         tables=("density-groups", "density-heatmaps", "density-channels", "density-images"),
         settings={
             "n_images": N_IMAGES,

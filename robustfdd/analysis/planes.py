@@ -92,7 +92,6 @@ register(
     Analysis(
         name="planes",
         title="feature maps on their principal axes",
-        version=1,
         tables=("planes",),
         settings={
             "n_images": N_IMAGES,

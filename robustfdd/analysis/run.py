@@ -15,9 +15,10 @@ from rich.console import Console
 from robustfdd import records
 from robustfdd.analysis.base import ANALYSES, Analysis, AnalysisUnavailableError, TrainedModel
 from robustfdd.catalogue import parse
+from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, OutOfSpaceError, RunDirectoryError
-from robustfdd.models import Checkpoint, check_same_data, load_model, own_config, read_checkpoint
+from robustfdd.models import Checkpoint, check_same_data, load_model, own_config, parts_of, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Failure
@@ -97,8 +98,8 @@ def analyse_run(
 ) -> list[Note]:
     """Make the analyses of a run's checkpoints that are missing or stale.
 
-    A result is stale when it came from another checkpoint, other data, another version of the analysis or other
-    settings; a duration also when it came from another type of device.
+    A result is stale when it came from another checkpoint, other data, other code of the analysis or other settings; a
+    duration also when it came from another type of device.
 
     Args:
         run: the run directory.
@@ -181,7 +182,8 @@ def _tasks(
                 path.unlink(missing_ok=True)
             continue
         depends_on: dict[str, Any] = {
-            "analysis": [analysis.name, analysis.version, dict(analysis.settings), SEED],
+            "analysis": [analysis.name, dict(analysis.settings), SEED],
+            "code": code_version(parts=[analysis.compute, *parts_of(config.dropout)]),
             "model": [method, seed, checkpoint.sha256],
             "data": data_sha256,
             "device": device.type if analysis.per_device else None,

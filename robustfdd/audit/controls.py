@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from robustfdd.datasets import Dataset, Split
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ConfigurationError
+from robustfdd.layout import image_layout
 from robustfdd.models import Normalize, ResNet18, build_model, read_weights, save_model
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AdversarialTraining, Placement, Recipe
@@ -322,7 +323,7 @@ def fit_to_probabilities(model: nn.Module, split: Split, targets: Tensor, recipe
             for index in order.split(recipe.batch_size):
                 if len(index) < recipe.batch_size:
                     continue
-                x = to_pixels(split.images[index]).contiguous(memory_format=torch.channels_last)
+                x = to_pixels(split.images[index]).contiguous(memory_format=image_layout(model))
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(model(x), targets[index]).backward()
                 optimizer.step()

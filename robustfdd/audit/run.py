@@ -18,6 +18,7 @@ from robustfdd.audit.base import INDICATORS, Finding, Indicator, Line, verdict_o
 from robustfdd.audit.evidence import VERIFYING_PASSES, AuditedAttack, Evidence
 from robustfdd.audit.pictures import lines
 from robustfdd.classifier import ExpectedPrediction, check_classifier, device_of, frozen, is_random, predict
+from robustfdd.code_version import Part, code_version
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ConfigurationError
@@ -29,7 +30,7 @@ from robustfdd.specs import eps_in
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet
 
-#: Raised with every change of the code that changes a finding; older audits are then made anew.
+#: Of the form of the tables that an audit writes.
 VERSION = 1
 #: Test images that are looked at: enough that a point is two images, few enough for minutes.
 IMAGES = 200
@@ -228,6 +229,15 @@ def check_radius(threat: Threat) -> None:
 def audit_cost(n_images: int) -> float:
     """What an audit costs, in input gradients of one image; only progress bars depend on it."""
     return n_images * sum(indicator.cost for indicator in INDICATORS.values())
+
+
+def audit_code(*parts: Part) -> str:
+    """The version of the code that an audit depends on, that of all registered indicators included.
+
+    Args:
+        *parts: what the networks are made of, see :func:`robustfdd.models.parts_of`.
+    """
+    return code_version("audit.run", parts=[*(indicator.compute for indicator in INDICATORS.values()), *parts])
 
 
 def audit_images(

@@ -14,14 +14,15 @@ from torch import nn
 from robustfdd import records
 from robustfdd.analysis.run import Note, trained_model
 from robustfdd.audit.evidence import AuditedAttack
-from robustfdd.audit.run import IMAGES, VERSION, audit_cost, audit_images
+from robustfdd.audit.run import IMAGES, audit_code, audit_cost, audit_images
 from robustfdd.audit.tables import discard_audit, has_audit, write_audit
-from robustfdd.code_version import AUDIT, code_version
+from robustfdd.code_version import Part
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.errors import CheckpointError, DatasetError, OutOfSpaceError, RunDirectoryError
-from robustfdd.models import check_same_data, load_model, read_checkpoint
+from robustfdd.models import Checkpoint, check_same_data, load_model, parts_of, read_checkpoint
 from robustfdd.progress import Display
 from robustfdd.records import Verdict
+from robustfdd.sources import Candidate, Origin, origin_of
 from robustfdd.specs import is_name, threat_of
 from robustfdd.text import shown
 from robustfdd.threat import Threat
@@ -99,7 +100,7 @@ class AuditSubject:
         seed: of its training run.
         path: its checkpoint.
         eot_samples: passes that the audited attack averages; 0 for a deterministic forward.
-        sibling: checkpoint of the network without dropout; None if it is that one, or there is none.
+        sibling: checkpoint of the network that examples are transferred from; None if there is none.
         key: what its audit depends on.
     """
 
@@ -132,7 +133,8 @@ def audit_run(
 ) -> list[Note]:
     """Audit the models of a run whose audit is missing or stale.
 
-    An audit is stale when it is of another checkpoint, sibling, data set, version, radius, attack or number of images.
+    An audit is stale when it is of another checkpoint, sibling, data set, radius, attack or number of images, or was
+    made by other code.
 
     Args:
         run: the run directory.
@@ -195,25 +197,37 @@ def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: li
     return found
 
 
-def sibling_of(study: Mapping[str, Any], method: str) -> str | None:
-    """The method whose model an audit transfers examples from: without dropout, with the study's own recipe.
+def sibling_of(study: Mapping[str, Any], method: str, seed: int) -> Origin | None:
+    """The network that an audit transfers examples from, which is that of attack ``transfer``.
 
     Args:
         study: as the manifest describes it.
-        method: whose audit it is; of that one itself there is none.
+        method: whose audit it is.
+        seed: of its network.
 
     Raises:
         RunDirectoryError: the description lacks something.
     """
     try:
-        plain = [m["label"] for m in study["methods"] if m.get("dropout") == "none" and not m.get("recipe")]
-    except (KeyError, TypeError, AttributeError) as error:
+        origin = origin_of([_candidate(entry) for entry in study["methods"]], list(study["seeds"]), method, seed)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunDirectoryError(f"the manifest lacks what an audit needs ({error!r})") from error
-    if not plain or method == plain[0]:
-        return None
-    if not is_name(str(plain[0])):
-        raise RunDirectoryError(f"the manifest has a method {shown(plain[0])}, which is no name")
-    return str(plain[0])
+    if origin is not None and not is_name(origin.method):
+        raise RunDirectoryError(f"the manifest has a method {shown(origin.method)}, which is no name")
+    return origin
+
+
+def _candidate(method: Mapping[str, Any]) -> Candidate:
+    """A method as the manifest describes it."""
+    dynamic = (method.get("variant") or {}).get("dynamic", True)
+    drops = dynamic and method.get("dropout") != "none" and (method.get("options") or {}).get("active") != "never"
+    return Candidate(
+        str(method["label"]),
+        str(method.get("dropout")),
+        bool(method.get("recipe")),
+        bool(method.get("eot_samples")),
+        bool(drops),
+    )
 
 
 def subject_of(
@@ -230,18 +244,25 @@ def subject_of(
         data_sha256 = manifest["dataset"]["sha256"]
     except (KeyError, TypeError, StopIteration) as error:
         raise RunDirectoryError(f"{run}: the manifest lacks what an audit needs ({error!r})") from error
-    plain = sibling_of(manifest["study"], method)
-    sibling = None if plain is None else run / "models" / f"{plain}--seed{seed}.safetensors"
+    origin = sibling_of(manifest["study"], method, seed)
+    sibling = None if origin is None else run / "models" / f"{origin.model}.safetensors"
     eot_samples = int(entry.get("eot_samples") or 0)
+    checkpoint = read_checkpoint(path)
+    other = None if sibling is None else read_checkpoint(sibling)
+    parts = [part for of in (checkpoint, other) if of is not None for part in _parts(of)]
     depends_on = {
-        "version": VERSION,
-        "code": code_version(*AUDIT),
+        "code": audit_code(*parts),
         "plan": [asdict(plan.threat), asdict(plan.attack), plan.images, plan.eps_scale],
-        "model": [method, seed, read_checkpoint(path).sha256, eot_samples],
-        "sibling": read_checkpoint(sibling).sha256 if sibling is not None else None,
+        "model": [method, seed, checkpoint.sha256, eot_samples],
+        "sibling": None if other is None else other.sha256,
         "data": data_sha256,
     }
     return AuditSubject(method, seed, path, eot_samples, sibling, content_digest(depends_on))
+
+
+def _parts(checkpoint: Checkpoint) -> tuple[Part, ...]:
+    """What the code of a checkpoint's network is made of; nothing for one that will be refused when it is loaded."""
+    return () if checkpoint.config is None else parts_of(checkpoint.config.dropout)
 
 
 def is_audited(run: Path, subject: AuditSubject) -> bool:

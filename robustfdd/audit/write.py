@@ -11,15 +11,16 @@ from torch import nn
 
 from robustfdd import catalogue
 from robustfdd.audit.evidence import AuditedAttack
-from robustfdd.audit.run import IMAGES, VERSION, Audit, audit, check_radius, clean_of
+from robustfdd.audit.run import IMAGES, Audit, audit, audit_code, check_radius, clean_of
 from robustfdd.audit.tables import has_audit, write_audit
 from robustfdd.classifier import device_of
-from robustfdd.code_version import AUDIT, code_version
 from robustfdd.datasets import Dataset
+from robustfdd.identity import function_digest
 from robustfdd.manifest import describe_model, make_manifest, open_run
+from robustfdd.models import parts_of
 from robustfdd.specs import EpsUnit, Method, eps_in
 from robustfdd.threat import Threat
-from robustfdd.units import Subject, TestSet, content_digest, function_digest
+from robustfdd.units import Subject, TestSet, content_digest
 
 
 def audit_model(
@@ -98,7 +99,9 @@ def audit_model(
     )
     run = Path(out)
     open_run(run, manifest, resume=True)
-    key = _key(study, sibling, test, seed, eot_samples, batch_size)
+    networks = [model, *([sibling] if sibling is not None else [])]
+    code = audit_code(*(part for network in networks for part in parts_of(network)))
+    key = _key(study, code, sibling, test, seed, eot_samples, batch_size)
     if has_audit(run, label, -1, key):
         return run
     found: Audit = audit(
@@ -118,12 +121,17 @@ def audit_model(
 
 
 def _key(
-    study: dict[str, Any], sibling: nn.Module | None, test: TestSet, seed: int, eot_samples: int, batch_size: int
+    study: dict[str, Any],
+    code: str,
+    sibling: nn.Module | None,
+    test: TestSet,
+    seed: int,
+    eot_samples: int,
+    batch_size: int,
 ) -> str:
     """A hash of everything that the audit depends on."""
     content = {
-        "version": VERSION,
-        "code": code_version(*AUDIT),
+        "code": code,
         "study": study,
         "sibling": None
         if sibling is None

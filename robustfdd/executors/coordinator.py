@@ -146,7 +146,7 @@ class _Coordinator:
         """Note that a task cannot be performed, since one that it needs failed."""
         failed = [name for name in task.needs if not self._over[name]]
         if task.kind == "attack" and failed == [task.needs[-1]] and task.unit is not None and task.unit.source:
-            seed = f" seed {task.seed}"
+            seed = f" seed {task.unit.source_seed}"
             message = f"{task.unit.attack.name} is crafted on the model of {task.unit.source!r}{seed}, which could not "
             error = UnitError(f"{message}be trained")
             self._settle(task, failure_of(task.name, task.kind, task.method, task.seed, error, task.unit))
