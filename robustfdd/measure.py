@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.ascent import Differentiated, Loss, input_gradient
-from robustfdd.batching import BatchSize
+from robustfdd.batching import BatchSize, is_out_of_memory
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import (
     ExpectedPrediction,
@@ -33,7 +33,7 @@ from robustfdd.classifier import (
 )
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import Engine, FirstGradient, Perturb, get_engine
-from robustfdd.errors import ConfigurationError, EngineError
+from robustfdd.errors import ConfigurationError, EngineError, RobustFDDError, UnitError
 from robustfdd.iterates import BestIterate
 from robustfdd.preparation import prepare
 from robustfdd.randomness import GlobalRandomness
@@ -209,7 +209,14 @@ def _attacker(
             # Copies: an attack that writes into its input would otherwise be measured against its own result.
             if watching is not None:
                 watching.watch(x.clone(), y.long().clone())
-            x_adv = perturb(x.clone(), y.long().clone())
+            try:
+                x_adv = perturb(x.clone(), y.long().clone())
+            except (RobustFDDError, UnitError):
+                raise
+            except Exception as error:  # whatever a library raises
+                if is_out_of_memory(error):
+                    raise
+                raise EngineError(_failed(attack, engine, image_shape, error)) from error
         x_adv = _checked(x, x_adv, threat, attack, engine)
         if watching is None:
             return x_adv
@@ -218,6 +225,17 @@ def _attacker(
         return watching.best()
 
     return attacked
+
+
+def _failed(attack: AttackSpec, engine: Engine, image_shape: tuple[int, ...], error: Exception) -> str:
+    """What happened when a library's attack raised an error, and what to use instead, in words."""
+    c, h, w = image_shape
+    others = [name for name in attack.engines if name != engine.name]
+    return (
+        f"attack {attack.name!r} through {engine.name} failed on images of {c} x {h} x {w} (channels, height, width): "
+        f"{type(error).__name__}: {error}. "
+        + (f"It is also offered through: {', '.join(others)}" if others else "Use another attack; no other engine has it")
+    )
 
 
 def check_source(attack: AttackSpec, source: nn.Module | None) -> None:
@@ -771,6 +789,12 @@ def attack(
         return x.clone()
     nearest = spec.kind == "minimum-norm"
     image_shape = tuple(x.shape[1:])
+    runner.check(
+        spec,
+        whole_box(threat.norm, image_shape) if nearest else threat,
+        n_classes=n_classes,
+        image_shape=image_shape,
+    )
     crafted_on = prepare(source or model, x[:32].to(device_of(model)))
     device = device_of(model)
 

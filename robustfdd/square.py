@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +61,7 @@ def _odd(side: int, most: int) -> int:
     return side - 1 + side % 2
 
 
-def _lengths(window: _Array) -> _Array:
+def _lengths(window: npt.NDArray[Any]) -> _Array:
     """Of each channel of a window of shape (C, s, s), in L2; shape (C, 1, 1)."""
     return np.asarray(np.sqrt((window**2).sum((1, 2), keepdims=True)))
 
@@ -100,11 +101,8 @@ def _proposal(stream: np.random.Generator, delta: _Array, share: float, threat: 
     available = np.sqrt(unused / c + (delta[:, mask] ** 2).sum(1))[:, None, None]
     inside = delta[one]
     turned = bump if stream.random() < 0.5 else bump.T
-    drawn = turned * _signs(stream, (c, 1, 1))
-    fresh = drawn + inside / np.maximum(_lengths(inside), 1e-10)
-    # What is drawn can be the opposite of what is there, and with windows of one pixel is so half of the time.
-    fresh = np.where(_lengths(fresh) > 1e-5, fresh, drawn)
-    fresh = fresh * (available / _lengths(fresh))
+    fresh = turned * _signs(stream, (c, 1, 1)) + inside / np.maximum(_lengths(inside), 1e-10)
+    fresh *= available / np.maximum(_lengths(fresh), 1e-10)
     new[two] = 0
     new[one] = fresh
     return np.asarray(new)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -208,9 +208,12 @@ def checkpoint_path(run: Path, model: str) -> Path:
     return run / "models" / f"{model}.safetensors"
 
 
-def plan_attacks(study: StudySpec) -> list[AttackUnit]:
-    """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks, crafted_on = resolve_attacks(study), sibling(study)
+def plan_attacks(study: StudySpec, n_classes: int | None = None) -> list[AttackUnit]:
+    """The attack units of a study, model by model in the order of its methods and seeds.
+
+    For ``n_classes`` see :func:`robustfdd.catalogue.resolve_attacks`.
+    """
+    attacks, crafted_on = resolve_attacks(study, n_classes), sibling(study)
     return [
         AttackUnit(
             method.label,
@@ -240,18 +243,24 @@ def cost_of_training(recipe: Recipe) -> float:
 
 
 def plan_tasks(
-    study: StudySpec, *, n_train: int, n_test: int, described: Mapping[str, Any], audit: AuditPlan | None
+    study: StudySpec,
+    units: Sequence[AttackUnit],
+    *,
+    n_train: int,
+    n_test: int,
+    described: Mapping[str, Any],
+    audit: AuditPlan | None,
 ) -> list[Task]:
     """The tasks of a study, in the order in which a single worker performs them: model by model, the audits last.
 
     Args:
         study: what is planned.
+        units: its attack units, see :func:`plan_attacks`.
         n_train: training images of its data set.
         n_test: test images of it.
         described: the study as the manifest describes it.
         audit: what is audited; None if nothing is.
     """
-    units = plan_attacks(study)
     n_attacked = n_test if study.test_images is None else min(study.test_images, n_test)
     crafted_on = sibling(study)
     # What others are attacked with comes first.
