@@ -231,10 +231,10 @@ def _failed(attack: AttackSpec, engine: Engine, image_shape: tuple[int, ...], er
     """What happened when a library's attack raised an error, and what to use instead, in words."""
     c, h, w = image_shape
     others = [name for name in attack.engines if name != engine.name]
+    instead = f"It is also offered through: {', '.join(others)}" if others else "No other engine offers it"
     return (
         f"attack {attack.name!r} through {engine.name} failed on images of {c} x {h} x {w} (channels, height, width): "
-        f"{type(error).__name__}: {error}. "
-        + (f"It is also offered through: {', '.join(others)}" if others else "Use another attack; no other engine has it")
+        f"{type(error).__name__}: {error}. {instead}"
     )
 
 
