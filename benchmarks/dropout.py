@@ -19,6 +19,7 @@ from robustfdd.analysis.base import captured_inputs
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import DROPOUTS, Dropout
+from robustfdd.layout import image_layout
 from robustfdd.models import build_model
 
 #: Passes through the layer alone that make one measurement, divided by their number: one takes microseconds.
@@ -37,7 +38,7 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], None]:
     )
 
     def step() -> None:
-        loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), y)
+        loss = F.cross_entropy(model(x.contiguous(memory_format=image_layout(model))), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

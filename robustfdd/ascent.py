@@ -65,12 +65,24 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
     """DLR, equation 6 of Croce & Hein 2020 (Reliable Evaluation of Adversarial Robustness): the margin, free of scale.
 
-    The margin divided by the distance of the largest from the third largest logit; of fewer than three classes, from
-    the smallest. Shape (N,).
+    The margin divided by the distance of the largest from the third largest logit. Where the second and the third are
+    one value, that quotient is -1 whatever the image, and has no gradient: the next smaller value stands for the third
+    then. Where there is none (two classes, a last layer that cuts many logits off at 0), the logits have no scale to be
+    free of, and the loss is the margin itself.
+
+    Args:
+        logits: shape (N, K), K at least 2.
+        y: true labels, shape (N,).
+
+    Returns:
+        Shape (N,), above 0 where misclassified.
     """
     ordered = logits.sort(1, descending=True).values
-    third = ordered[:, min(2, ordered.shape[1] - 1)]
-    return margin(logits, y) / (ordered[:, 0] - third + 1e-12)
+    # By more than rounding: logits that are one value are not always summed in one order.
+    apart = ordered < (ordered[:, 1] - CLEAR_MARGIN * logits.detach().abs().amax(1))[:, None]
+    third = torch.where(apart, ordered, -math.inf).amax(1)
+    scale = torch.where(apart.any(1), ordered[:, 0] - third, 1.0)
+    return margin(logits, y) / scale
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(

@@ -283,8 +283,11 @@ def engines_for(use: AttackUse, spec: AttackSpec, norm: Norm, study: StudySpec) 
     return spec.offered(norm, use.engines or study.engines)
 
 
-def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
+def resolve_attacks(study: StudySpec, n_classes: int | None = None) -> list[tuple[AttackUse, AttackSpec]]:
     """The attacks of a study, each with its specification and the study's changes to it.
+
+    With the number of classes of the study's data set they are as :meth:`robustfdd.specs.AttackSpec.for_classes` has
+    them.
 
     Where the study has a :func:`sibling` and more than one network, ``transfer`` is among them at the end, at every
     epsilon of the study, unless the study names it itself. Under protocol ``strong`` the attacks are those of
@@ -297,7 +300,7 @@ def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
     resolved: list[tuple[AttackUse, AttackSpec]] = []
     for index, use in enumerate(study.attacks):
         try:
-            spec = _spec_of(use, study)
+            spec = _spec_of(use, study, n_classes)
             if spec.access == "transfer" and sibling(study) is None:
                 raise ConfigurationError(
                     f"attack {spec.name!r} is crafted on the model of a method with dropout 'none' and no recipe of "
@@ -316,7 +319,7 @@ def resolve_attacks(study: StudySpec) -> list[tuple[AttackUse, AttackSpec]]:
         resolved.append((use, spec))
     if _several_networks(study) and sibling(study) and not any(spec.access == "transfer" for _, spec in resolved):
         use = _transfer(study)
-        resolved.append((use, _spec_of(use, study)))
+        resolved.append((use, _spec_of(use, study, n_classes)))
     return resolved
 
 
@@ -324,13 +327,13 @@ def _several_networks(study: StudySpec) -> bool:
     return len(study.methods) > 1 or len(study.seeds) > 1
 
 
-def _spec_of(use: AttackUse, study: StudySpec) -> AttackSpec:
+def _spec_of(use: AttackUse, study: StudySpec, n_classes: int | None) -> AttackSpec:
     spec = load_attack(use.name).with_parameters(use.parameters)
     if study.protocol == "strong":
         spec = spec.strengthened(given=use.parameters)
     for norm in use.eps:
         engines_for(use, spec, norm, study)
-    return spec
+    return spec if n_classes is None else spec.for_classes(n_classes)
 
 
 def _transfer(study: StudySpec) -> AttackUse:

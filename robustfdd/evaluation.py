@@ -120,11 +120,17 @@ def _check_methods(study: StudySpec, source: str) -> None:
             )
 
 
-def _check_engines(units: Sequence[AttackUnit], eps_scale: float) -> None:
-    """Ask each engine whether it has what is planned, at the largest radius, before anything is trained or written."""
+def _check_engines(units: Sequence[AttackUnit], dataset: Dataset, eps_scale: float) -> None:
+    """Ask each engine whether it can do what is planned, at the largest radius, before anything is trained or written.
+
+    Raises:
+        ConfigurationError: one cannot.
+    """
     for unit in {(unit.attack.name, unit.norm, unit.engine): unit for unit in units}.values():
         eps = pixel_eps(unit.eps[-1], unit.eps_unit, eps_scale)
-        get_engine(unit.engine).check(unit.attack, Threat(unit.norm, eps))
+        get_engine(unit.engine).check(
+            unit.attack, Threat(unit.norm, eps), n_classes=dataset.n_classes, image_shape=dataset.image_shape
+        )
 
 
 def plan(study: StudySpec) -> list[AttackUnit]:
@@ -175,10 +181,10 @@ def prepare_evaluation(
         raise DatasetError(f"{name_or_path}: dataset: {error}") from error
     TestSet.choose(dataset, study.test_images)
     eps_scale = dataset.std if study.normalization == "z-score" else 1.0
-    units = plan(study)
-    _check_engines(units, eps_scale)
+    units = plan_attacks(study, dataset.n_classes)
+    _check_engines(units, dataset, eps_scale)
     manifest = make_manifest(
-        describe_study(study),
+        describe_study(study, dataset.n_classes),
         dataset,
         units,
         eps_scale=eps_scale,
@@ -190,6 +196,7 @@ def prepare_evaluation(
     audited = plan_of(manifest) if audit else None
     tasks = plan_tasks(
         study,
+        units,
         n_train=len(dataset.train.labels),
         n_test=len(dataset.test.labels),
         described=manifest["study"],
@@ -400,8 +407,7 @@ def evaluate(
         EngineError: an attack failed, and there is no ``out`` to note it in.
     """
     specs = [a if isinstance(a, AttackSpec) else load_attack(a) for a in attacks]
-    if protocol == "strong":
-        specs = [spec.strengthened() for spec in specs]
+    specs = [spec.strengthened() if protocol == "strong" else spec for spec in specs]
     sources = {spec.name: source if spec.access == "transfer" else None for spec in specs}
     for spec in specs:
         check_source(spec, sources[spec.name])
@@ -413,6 +419,7 @@ def evaluate(
     if not specs or not grids or not engines:
         raise ConfigurationError("evaluate needs at least one attack, one threat and one engine")
     data = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    specs = [spec.for_classes(data.n_classes) for spec in specs]
     if isinstance(model, ResNet18):
         check_same_data(model.config, data, label)
     if eps_scale is None:
@@ -440,7 +447,7 @@ def evaluate(
         for norm, grid in grids.items()
         for engine in spec.offered(norm, engines)
     ]
-    _check_engines(units, eps_scale)
+    _check_engines(units, data, eps_scale)
     test = TestSet.choose(data.to(device_of(model)), test_images)
     clean = test.clean(model, batch_size or FIXED, eot_samples)
     subject = _subject(model, clean, label, eps_scale, eot_samples)

@@ -51,6 +51,7 @@ def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]], sourc
         "kind": spec.kind,
         "access": spec.access,
         **({"source": source} if source else {}),
+        **({"note": spec.note} if spec.note else {}),
     }
 
 
@@ -79,8 +80,11 @@ def _describe_method(method: Method) -> dict[str, Any]:
     }
 
 
-def describe_study(study: StudySpec) -> dict[str, Any]:
-    """A study with everything it refers to spelled out, so that a report needs no other file."""
+def describe_study(study: StudySpec, n_classes: int | None = None) -> dict[str, Any]:
+    """A study with everything it refers to spelled out, so that a report needs no other file.
+
+    For ``n_classes`` see :func:`robustfdd.catalogue.resolve_attacks`.
+    """
     crafted_on = sibling(study)
     return {
         "name": study.name,
@@ -98,7 +102,7 @@ def describe_study(study: StudySpec) -> dict[str, Any]:
         "recipe": study.recipe.model_dump(),
         "attacks": [
             describe_attack(spec, use.eps, crafted_on.label if crafted_on and spec.access == "transfer" else None)
-            for use, spec in resolve_attacks(study)
+            for use, spec in resolve_attacks(study, n_classes)
         ],
         "open_choices": dict(study.open_choices),
         # Left out where it is the default, so that the manifests of earlier runs still say the same.

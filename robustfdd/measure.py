@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.ascent import Differentiated, Loss, input_gradient
-from robustfdd.batching import BatchSize
+from robustfdd.batching import BatchSize, is_out_of_memory
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import (
     ExpectedPrediction,
@@ -229,13 +229,12 @@ def _attacker(
             try:
                 with drawing:
                     x_adv = perturb(x.clone(), y.long().clone())
+            except (RobustFDDError, UnitError):
+                raise
             except Exception as error:  # each library has its own, and so has the backward pass of somebody's model
-                if isinstance(error, (RobustFDDError, UnitError)) or is_out_of_memory(error):
+                if is_out_of_memory(error):
                     raise
-                raise EngineError(
-                    f"{attack.name} through {engine.name} fails on {len(x)} images of shape {image_shape}: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+                raise EngineError(_failed(attack, engine, image_shape, error)) from error
         x_adv = _checked(x, x_adv, threat, attack, engine)
         undefined = gradients.undefined
         if first_gradient is not None:
@@ -268,6 +267,17 @@ def check_gradients(undefined: Tensor, of: int, attack: AttackSpec, engine: Engi
             "attack could not move them, and no robust accuracy follows. Look for a square root, a norm or a logarithm "
             "at 0 in the model's forward, or attack it without gradients (square, hopskipjump)"
         )
+
+
+def _failed(attack: AttackSpec, engine: Engine, image_shape: tuple[int, ...], error: Exception) -> str:
+    """What happened when a library's attack raised an error, and what to use instead, in words."""
+    c, h, w = image_shape
+    others = [name for name in attack.engines if name != engine.name]
+    instead = f"It is also offered through: {', '.join(others)}" if others else "No other engine offers it"
+    return (
+        f"attack {attack.name!r} through {engine.name} failed on images of {c} x {h} x {w} (channels, height, width): "
+        f"{type(error).__name__}: {error}. {instead}"
+    )
 
 
 def check_source(attack: AttackSpec, source: nn.Module | None) -> None:
@@ -848,6 +858,12 @@ def attack(
         return x.clone()
     nearest = spec.kind == "minimum-norm"
     image_shape = tuple(x.shape[1:])
+    runner.check(
+        spec,
+        whole_box(threat.norm, image_shape) if nearest else threat,
+        n_classes=n_classes,
+        image_shape=image_shape,
+    )
     crafted_on = prepare(source or model, x[:32].to(device_of(model)))
     device = device_of(model)
 

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
@@ -35,9 +36,12 @@ Precision = Literal["fp32", "bf16"]
 EpsUnit = Literal["pixel", "normalized"]
 Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
+LossName = Literal["ce", "margin", "dlr"]
 Scalar: TypeAlias = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str
 #: How many of something there are: at least one, and not more than any count can be that ends.
 Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
+#: Losses that are not defined for fewer classes: the difference of logits ratio of two is -1 or 1, whatever the image.
+_LEAST_CLASSES: Mapping[str, int] = {"dlr": 3}
 #: The widest network: ten times as much memory as most machines have.
 MAX_WIDTH = 1024
 #: What an attack costs, in passes of an image, must be less than this.
@@ -73,15 +77,44 @@ class Spelling(Spec):
         class_: the class.
         arguments: literals, or references to parameters as ``"$name"``.
         components: the attacks that an ensemble runs, in their order; the argument ``"$components"`` stands for them.
+        loss: of the classifier that the engine gives to an attack of ART, which some attacks climb; one of
+            :data:`robustfdd.ascent.LOSSES`.
     """
 
     class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z]\w*$")]
     arguments: Mapping[str, Scalar]
     components: tuple[Spelling, ...] = ()
+    loss: LossName = "ce"
+
+    def climbing_what_is_defined(self, n_classes: int) -> Spelling:
+        """The same with the margin for every loss that models of so few classes do not have."""
+        undefined = {name for name, least in _LEAST_CLASSES.items() if n_classes < least}
+        arguments = dict(self.arguments)
+        if arguments.get("loss") in undefined:
+            arguments["loss"] = "margin"
+        return self.model_copy(
+            update={
+                "arguments": arguments,
+                "components": tuple(part.climbing_what_is_defined(n_classes) for part in self.components),
+                "loss": "margin" if self.loss in undefined else self.loss,
+            }
+        )
 
 
-#: What ``"$components"`` becomes: the class of each component and the arguments of its constructor.
-Components: TypeAlias = list[tuple[str, dict[str, Any]]]
+@dataclass(frozen=True)
+class Spelled:
+    """A spelling whose references are resolved.
+
+    Attributes:
+        class_name: the class of the library.
+        arguments: of its constructor; ``"$components"`` has become a list of what is spelled alike.
+        loss: see :class:`Spelling`.
+    """
+
+    class_name: str
+    arguments: dict[str, Any]
+    loss: LossName
+
 
 #: Under protocol ``strong``, the length of a step in units of the radius is this divided by the number of steps, so
 #: that an ascent can cross the ball and come back (Madry et al. 2018 and their successors use it) ...
@@ -111,6 +144,7 @@ class AttackSpec(Spec):
             depend on it.
         images_per_call: for an attack whose result for an image depends on which others share its batch, how many
             always do, whatever batch size is asked for: a number or a reference to a parameter.
+        note: what whoever reads a figure of it must know; records and reports repeat it.
     """
 
     name: str
@@ -125,6 +159,7 @@ class AttackSpec(Spec):
     access: Access = "gradient"
     forward_evaluations: int | str = 0
     images_per_call: Count | str | None = None
+    note: str = ""
 
     _name = field_validator("name")(_checked_name)
 
@@ -159,6 +194,9 @@ class AttackSpec(Spec):
             value = self.parameters.get(key, 1)
             if isinstance(value, (bool, str)) or not 0 < value < 2**31:
                 raise ValueError(f"parameters.{key} must be a number above 0 and below 2**31, not {shown(value)}")
+        value = self.parameters.get("candidates", 2)
+        if isinstance(value, (bool, str)) or value < 2:  # the first candidate is the predicted class itself
+            raise ValueError(f"parameters.candidates must be a number from 2, not {shown(value)}")
         return self
 
     def _derived(self, eps: float, batch_size: int) -> dict[str, Scalar | None]:
@@ -218,8 +256,26 @@ class AttackSpec(Spec):
             )
         return found
 
-    def spelled(self, engine: EngineName, threat: Threat, batch_size: int) -> tuple[str, dict[str, Any]]:
-        """The class of the library and the arguments of its constructor; components as :data:`Components`.
+    def for_classes(self, n_classes: int) -> AttackSpec:
+        """The attack as models of so many classes are attacked with it.
+
+        Where it climbs a loss that is not defined for so few, it climbs the margin; its title and its note say so.
+        """
+        engines = {
+            engine: {norm: spelling.climbing_what_is_defined(n_classes) for norm, spelling in norms.items()}
+            for engine, norms in self.engines.items()
+        }
+        if engines == self.engines:
+            return self
+        note = (
+            f"The difference of logits ratio (DLR) is not defined for {n_classes} classes: this attack climbs the "
+            "margin in its place."
+        )
+        title = f"{self.title} (margin for DLR)"
+        return self.model_copy(update={"engines": engines, "title": title, "note": f"{self.note} {note}".strip()})
+
+    def spelled(self, engine: EngineName, threat: Threat, batch_size: int) -> Spelled:
+        """The class of the library and the arguments of its constructor.
 
         Raises:
             ConfigurationError: the engine does not offer this attack in this norm.
@@ -232,12 +288,13 @@ class AttackSpec(Spec):
                 f"offered: {self.offer}"
             ) from None
 
-        def resolved(part: Spelling) -> tuple[str, dict[str, Any]]:
-            components: Components = [resolved(component) for component in part.components]
-            return part.class_, {
+        def resolved(part: Spelling) -> Spelled:
+            components = [resolved(component) for component in part.components]
+            arguments = {
                 key: components if value == "$components" else self._resolve(value, threat.eps, batch_size)
                 for key, value in part.arguments.items()
             }
+            return Spelled(part.class_, arguments, part.loss)
 
         return resolved(spelling)
 

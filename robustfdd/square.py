@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,17 @@ def _signs(stream: np.random.Generator, shape: tuple[int, ...]) -> _Array:
     return np.asarray(2 * stream.integers(0, 2, shape) - 1, dtype=np.float32)
 
 
+def _odd(side: int, most: int) -> int:
+    """The side of an L2 window: made odd by one pixel more, and where there is no room by what is missing."""
+    side = min(side + 1 - side % 2, most)
+    return side - 1 + side % 2
+
+
+def _lengths(window: npt.NDArray[Any]) -> _Array:
+    """Of each channel of a window of shape (C, s, s), in L2; shape (C, 1, 1)."""
+    return np.asarray(np.sqrt((window**2).sum((1, 2), keepdims=True)))
+
+
 def _first(stream: np.random.Generator, shape: tuple[int, ...], threat: Threat) -> _Array:
     """Where the search begins: vertical stripes in L-infinity, a grid of windows in L2."""
     c, h, w = shape
@@ -78,19 +90,19 @@ def _proposal(stream: np.random.Generator, delta: _Array, share: float, threat: 
         top, left = stream.integers(0, h - s + 1), stream.integers(0, w - s + 1)
         new[:, top : top + s, left : left + s] = threat.eps * _signs(stream, (c, 1, 1))
         return np.asarray(new)
-    s = min(max(round(math.sqrt(share * h * w)), 3), h, w)
-    s -= 1 - s % 2 if s > 1 else 0
+    s = _odd(max(round(math.sqrt(share * h * w)), 3), min(h, w))
     bump = _bump(s) if s > 1 else np.ones((1, 1), dtype=np.float32)
     one = (slice(None), *(slice(at, at + s) for at in (stream.integers(0, h - s + 1), stream.integers(0, w - s + 1))))
     two = (slice(None), *(slice(at, at + s) for at in (stream.integers(0, h - s + 1), stream.integers(0, w - s + 1))))
     mask = np.zeros((h, w), dtype=bool)
     mask[one[1:]] = mask[two[1:]] = True
-    free = max(threat.eps**2 - float((delta**2).sum()), 0.0) + float((delta[:, mask] ** 2).sum())
+    # Each channel of the new window has what the channel had in both windows, and its share of what was unused.
+    unused = max(threat.eps**2 - float((delta**2).sum()), 0.0)
+    available = np.sqrt(unused / c + (delta[:, mask] ** 2).sum(1))[:, None, None]
     inside = delta[one]
-    length = np.sqrt((inside**2).sum((1, 2), keepdims=True))
     turned = bump if stream.random() < 0.5 else bump.T
-    fresh = turned * _signs(stream, (c, 1, 1)) + inside / np.maximum(length, 1e-10)
-    fresh *= math.sqrt(free / c) / np.maximum(np.sqrt((fresh**2).sum((1, 2), keepdims=True)), 1e-10)
+    fresh = turned * _signs(stream, (c, 1, 1)) + inside / np.maximum(_lengths(inside), 1e-10)
+    fresh *= available / np.maximum(_lengths(fresh), 1e-10)
     new[two] = 0
     new[one] = fresh
     return np.asarray(new)

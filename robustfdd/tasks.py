@@ -209,9 +209,12 @@ def checkpoint_path(run: Path, model: str) -> Path:
     return run / "models" / f"{model}.safetensors"
 
 
-def plan_attacks(study: StudySpec) -> list[AttackUnit]:
-    """The attack units of a study, model by model in the order of its methods and seeds."""
-    attacks = resolve_attacks(study)
+def plan_attacks(study: StudySpec, n_classes: int | None = None) -> list[AttackUnit]:
+    """The attack units of a study, model by model in the order of its methods and seeds.
+
+    For ``n_classes`` see :func:`robustfdd.catalogue.resolve_attacks`.
+    """
+    attacks = resolve_attacks(study, n_classes)
     candidates = [_candidate(method) for method in study.methods]
     units: list[AttackUnit] = []
     for method in study.methods:
@@ -254,7 +257,13 @@ def cost_of_training(recipe: Recipe) -> float:
 
 
 def plan_tasks(
-    study: StudySpec, *, n_train: int, n_test: int, described: Mapping[str, Any], audit: AuditPlan | None
+    study: StudySpec,
+    units: Sequence[AttackUnit],
+    *,
+    n_train: int,
+    n_test: int,
+    described: Mapping[str, Any],
+    audit: AuditPlan | None,
 ) -> list[Task]:
     """The tasks of a study, in the order in which a single worker performs them: model by model, the audits last.
 
@@ -262,12 +271,12 @@ def plan_tasks(
 
     Args:
         study: what is planned.
+        units: its attack units, see :func:`plan_attacks`.
         n_train: training images of its data set.
         n_test: test images of it.
         described: the study as the manifest describes it.
         audit: what is audited; None if nothing is.
     """
-    units = plan_attacks(study)
     n_attacked = n_test if study.test_images is None else min(study.test_images, n_test)
     crafted_on = sibling(study)
     # What others are attacked with comes first.

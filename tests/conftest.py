@@ -78,7 +78,7 @@ SHORT: dict[str, dict[str, Scalar]] = {
     "apgd-ce": {"steps": 10, "restarts": 2},
     "apgd-dlr": {"steps": 10, "restarts": 2},
     "apgd-margin": {"steps": 10, "restarts": 2},
-    "autoattack": {"steps": 10, "restarts": 2, "queries": 20},
+    "art-autoattack": {"steps": 10, "restarts": 2, "queries": 20},
     "cw": {"search_steps": 4, "steps": 15, "learning_rate": 0.1, "initial_const": 0.1},
     "ddn": {"steps": 15},
     "deepfool": {"steps": 10, "candidates": 3},

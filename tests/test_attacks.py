@@ -220,7 +220,7 @@ def test_random_start_does_not_depend_on_the_cut_into_batches() -> None:
 @pytest.mark.parametrize(("name", "norm", "engine"), OFFERED)
 def test_no_library_default_is_in_play(name: str, norm: str, engine: str, tiny_net: TinyNet) -> None:
     """The attack file names every argument of the constructors but the classifier and ART's worker processes."""
-    class_name, arguments = load_attack(name).spelled(engine, Threat(norm, 0.1), 8)
+    spelled = load_attack(name).spelled(engine, Threat(norm, 0.1), 8)
     if engine == "foolbox":
         import foolbox as library  # noqa: PLC0415
 
@@ -230,10 +230,10 @@ def test_no_library_default_is_in_play(name: str, norm: str, engine: str, tiny_n
     else:
         from robustfdd.engines import native as library  # noqa: PLC0415
     given = {"self", "estimator", "classifier", "parallel", "parallel_pool_size"}
-    components = [component for value in arguments.values() if isinstance(value, list) for component in value]
-    for part, named in [(class_name, arguments), *components]:
-        signature = inspect.signature(getattr(library, part).__init__)
-        assert set(named) == set(signature.parameters) - given
+    components = [component for value in spelled.arguments.values() if isinstance(value, list) for component in value]
+    for part in (spelled, *components):
+        signature = inspect.signature(getattr(library, part.class_name).__init__)
+        assert set(part.arguments) == set(signature.parameters) - given
 
 
 def test_sequential_subclass_keeps_its_own_forward() -> None:

@@ -54,7 +54,7 @@ def test_table_3_is_covered(name: str, published: dict[str, set[float]]) -> None
         assert eps <= grids[attack]
         spec = load_attack(attack)
         if attack != "fgsm":
-            assert spec.spelled("art", Threat("linf", 0.5), 1)[1]["eps_step"] == pytest.approx(0.05)
+            assert spec.spelled("art", Threat("linf", 0.5), 1).arguments["eps_step"] == pytest.approx(0.05)
             assert spec.n_gradients == 10
 
 

@@ -306,7 +306,7 @@ def test_what_a_library_raises_says_which_attack_it_was(
             return gradient
 
     model = Lambda(lambda x: 20 * Broken.apply(x).mean((2, 3)))
-    with pytest.raises(EngineError, match=f"bim through {engine} fails on 16 images .* ZeroDivisionError: the reason"):
+    with pytest.raises(EngineError, match=f"'bim' through {engine} failed on images .* ZeroDivisionError: the reason"):
         robust_accuracies(model, colours, engine, batch_size=16)
 
 

@@ -227,7 +227,7 @@ STUDY_CONTENT = catalogue.tomllib.loads(STUDY) | {
 STUDY_CONTENT["recipe"] |= {"adversarial": {"attack": "pgd", "eps": 0.1, "steps": 2}, "schedule": "cosine"}
 ATTACKS = {
     name: catalogue.tomllib.loads((ROOT / "attacks" / f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("fgsm", "pgd", "autoattack", "square", "transfer")
+    for name in ("fgsm", "pgd", "art-autoattack", "square", "transfer")
 }
 
 
@@ -475,7 +475,7 @@ MODEL = st.sampled_from(["bad.safetensors", "w.pt", "os:system", "os:", ":", "sy
 DEVICE = st.sampled_from(["cuda", "cuda:0", "cuda:-1", "cuda:99999999999", "meta", "cpu:7", "mps", "", "CPU"]) | WORD
 LABEL = st.sampled_from(["a/b", "../x", "..", "", "X", "é", "a--b", "x" * 49]) | WORD
 ENGINE = st.sampled_from(["foolbox", "art", "native"]) | WORD
-ATTACK = st.sampled_from(["./study.toml", "transfer", "deepfool", "autoattack", "square"]) | PLACE | WORD
+ATTACK = st.sampled_from(["./study.toml", "transfer", "deepfool", "art-autoattack", "square"]) | PLACE | WORD
 ADDRESS = st.sampled_from(["auto", "localhost:1", "ray://x:1", ""]) | WORD
 
 

@@ -160,6 +160,7 @@ def test_a_checkpoint_is_never_a_pickle(trace: Path) -> None:
 # What a file can name
 
 FOOLBOX_LINF = 'class = "LinfFastGradientAttack"\narguments = { random_start = false }'
+MODEL = {"n_classes": 3, "image_shape": (1, 8, 8)}  # what is to be attacked
 ART_L2 = 'class = "FastGradientMethod"\narguments = { norm = 2, eps = "$eps"'
 
 
@@ -183,7 +184,7 @@ def attack_file(engine: str, class_name: str, arguments: str = "{}") -> Path:
 def test_an_attack_file_names_attacks_of_the_library_alone(engine: str, name: str) -> None:
     path = attack_file(engine, name)
     with pytest.raises(ConfigurationError, match=r"class") as error:
-        get_engine(engine).check(catalogue.load_attack(path), Threat("linf", 0.1))
+        get_engine(engine).check(catalogue.load_attack(path), Threat("linf", 0.1), **MODEL)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -198,7 +199,7 @@ def test_a_class_that_is_not_the_librarys_own_is_refused(engine: str, monkeypatc
     }[engine]
     monkeypatch.setattr(library, "Foreign", type("Foreign", (base,), {"__module__": "elsewhere"}), raising=False)
     with pytest.raises(ConfigurationError, match="no attack class 'Foreign'"):
-        get_engine(engine).check(catalogue.load_attack(attack_file(engine, "Foreign")), Threat("linf", 0.1))
+        get_engine(engine).check(catalogue.load_attack(attack_file(engine, "Foreign")), Threat("linf", 0.1), **MODEL)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,7 @@ def test_arguments_of_our_own_attacks_are_of_their_kind(old: str, new: str, says
     assert old in text
     Path("attack.toml").write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(ConfigurationError, match=says):
-        get_engine("native").check(catalogue.load_attack(Path("attack.toml")), Threat("linf", 0.1))
+        get_engine("native").check(catalogue.load_attack(Path("attack.toml")), Threat("linf", 0.1), **MODEL)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_an_attack_file_has_the_library_write_nothing(engine: str, name: str, op
         assert changed != text
         Path("attack.toml").write_text(changed, encoding="utf-8")
         with pytest.raises(ConfigurationError, match=f"{option} would write files; allowed: false"):
-            get_engine(engine).check(catalogue.load_attack(Path("attack.toml")), Threat(norm, 0.1))
+            get_engine(engine).check(catalogue.load_attack(Path("attack.toml")), Threat(norm, 0.1), **MODEL)
 
 
 @pytest.mark.parametrize(

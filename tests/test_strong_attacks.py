@@ -92,7 +92,7 @@ def test_autoattack_is_that_of_art(norm: str, tiny_net: TinyNet, through_art: ob
 
     x, y = images_of(tiny_net)
     eps = 0.03 if norm == "linf" else 0.3
-    mine = attack(tiny_net, x, y, short("autoattack"), Threat(norm, eps), engine="art", seed=7)
+    mine = attack(tiny_net, x, y, short("art-autoattack"), Threat(norm, eps), engine="art", seed=7)
     assert 0 < int((tiny_net(mine).argmax(1) != y).sum()) < len(x)
     parts = [
         apgd_of_art(through_art, norm, eps, None),
@@ -120,7 +120,7 @@ def test_what_autoattack_lets_out_is_drawn_back(norm: str, tiny_net: TinyNet, mo
     out = torch.stack((x[0] + 0.1 * (1 + 4e-4) * unit, x[1] + 0.05 * unit))
     assert threat.within(x, out).tolist() == [False, True]
     monkeypatch.setattr(AutoAttack, "generate", lambda self, x, y: out.numpy().copy())
-    result = attack(tiny_net, x, torch.zeros(2, dtype=torch.int64), short("autoattack"), threat, engine="art")
+    result = attack(tiny_net, x, torch.zeros(2, dtype=torch.int64), short("art-autoattack"), threat, engine="art")
     assert bool(threat.within(x, result).all())
     assert float(threat.distance(x, result)[0]) == pytest.approx(0.1, rel=1e-5)
     assert torch.equal(result[1], out[1])
@@ -296,7 +296,7 @@ def test_what_strong_changes_in_an_attack() -> None:
     assert load_attack("pgd").strengthened(given=["relative_step"]).parameters["relative_step"] == 0.1
     assert load_attack("fgsm").strengthened() == load_attack("fgsm")
     assert load_attack("apgd-ce").strengthened().parameters["restarts"] == 3
-    assert load_attack("autoattack").strengthened().parameters["restarts"] == 5
+    assert load_attack("art-autoattack").strengthened().parameters["restarts"] == 5
 
 
 # --- studies and records ---------------------------------------------------------------------------------------------
@@ -372,8 +372,8 @@ def test_evaluate_strong(tiny_net: TinyNet, quarters: Dataset, tmp_path: Path) -
     for _, cells in frame.groupby(["attack", "engine"]):
         curve = cells.sort_values("eps_pixel").robust_accuracy
         assert curve.is_monotonic_decreasing
-    with pytest.raises(ConfigurationError, match="'autoattack' is offered by none of the engines foolbox, native"):
-        evaluate(model, quarters, ["autoattack"], threats, **options)
+    with pytest.raises(ConfigurationError, match="'art-autoattack' is offered by none of the engines foolbox, native"):
+        evaluate(model, quarters, ["art-autoattack"], threats, **options)
 
 
 def test_half_precision_is_marked_in_records_and_report(quarters: Dataset, tmp_path: Path) -> None:

@@ -365,7 +365,10 @@ class Evidence:
         """APGD on losses that do not vanish where a prediction is confident, on what the cross-entropy left."""
         left = self.reference
         found: dict[str, Attempt] = {}
-        for salt, (title, loss) in enumerate({"margin": LOSSES["margin"], "DLR": LOSSES["dlr"]}.items(), start=10):
+        losses = {"margin": LOSSES["margin"], "DLR": LOSSES["dlr"]}
+        if self.clean.n_classes == 2:  # of two classes DLR is not defined, and the margin is all there is
+            del losses["DLR"]
+        for salt, (title, loss) in enumerate(losses.items(), start=10):
             found[title] = self.climb(
                 f"APGD on the {title} loss",
                 steps=2 * self.few_steps,

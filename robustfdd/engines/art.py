@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import math
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,11 +18,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from robustfdd.ascent import LOSS_SCALE, project
+from robustfdd.ascent import LOSS_SCALE, LOSSES, Loss, project
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments
+from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments, refused_by
+from robustfdd.errors import ConfigurationError
 from robustfdd.randomness import GlobalRandomness
-from robustfdd.specs import AttackSpec, EngineName
+from robustfdd.specs import AttackSpec, EngineName, LossName, Spelled
 from robustfdd.threat import Threat
 
 #: What AutoAttack's constructor calls its worker processes, by the version of ART; there are to be none.
@@ -40,14 +42,64 @@ class _Opaque(nn.Module):
         return logits
 
 
-class _ScaledCrossEntropy(nn.CrossEntropyLoss):
-    """A sum of cross-entropies on another scale; a subclass, because ART goes by the class to know the labels' form."""
+class _ScaledLoss(nn.CrossEntropyLoss):
+    """A sum of a loss over the images, on another scale.
 
-    def __init__(self) -> None:
+    Of a subclass of the cross-entropy ART knows that labels are class numbers, and how to ask for the loss of each
+    image.
+    """
+
+    def __init__(self, loss: Loss) -> None:
         super().__init__(reduction="sum")
+        self._of_each = loss
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return super().forward(input, target) * LOSS_SCALE
+        values = self._of_each(input, target) * LOSS_SCALE
+        return {"none": values, "sum": values.sum(), "mean": values.mean()}[self.reduction]
+
+
+class _Constant(nn.Module):
+    """Stands for a model where an attack is built only to see whether it can be."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self._n_classes = n_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_full((len(x), self._n_classes), -1.0)
+
+
+def _check_defined(
+    attack: AttackSpec, cls: type[Any], arguments: Mapping[str, Any], n_classes: int, image_shape: tuple[int, ...]
+) -> None:
+    """Make sure that the library's attack is defined for so many classes and images of this shape.
+
+    Raises:
+        ConfigurationError: it is not; the message says what to use instead.
+    """
+    if arguments.get("loss_type") == "difference_logits_ratio" and n_classes < 3:
+        raise ConfigurationError(
+            f"attack {attack.name!r}: the difference of logits ratio of ART is not defined for {n_classes} classes; "
+            'use another loss_type, or loss_type = "$none" with loss = "margin" beside the arguments'
+        )
+    if issubclass(cls, art.attacks.evasion.SquareAttack):
+        _, height, width = image_shape
+        share = arguments["p_init"]
+        known = isinstance(share, (int, float)) and 0 <= share <= 1  # else the constructor says so
+        side = max(round(math.sqrt(share * height * width)), 1) if known else 0
+        if arguments["norm"] == 2:  # an odd one, from 3
+            side = max(side, 3) + 1 - max(side, 3) % 2
+        if side >= min(height, width):
+            others = [engine for engine in attack.engines if engine != "art"]
+            use = (
+                f"use engine {' or '.join(map(repr, others))}"
+                if others
+                else "use attack 'square' through engine 'native', and the other attacks of this one by themselves"
+            )
+            raise ConfigurationError(
+                f"attack {attack.name!r} through art: ART's Square takes no images of {height} x {width} pixels, "
+                f"since its first square has a side of {side}, which must be less than both; {use}"
+            )
 
 
 class ArtEngine:
@@ -56,22 +108,23 @@ class ArtEngine:
     name: EngineName = "art"
     keeps_best = False
 
-    def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:
+    def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...], loss: LossName = "ce") -> Any:
         """The model as an ``art.estimators.classification.PyTorchClassifier`` for pixels in [0, 1].
 
-        The loss is the sum of the cross-entropies, not their mean: the gradient of an image then does not depend on
-        how many images share its batch. For its scale see :data:`robustfdd.ascent.LOSS_SCALE`.
+        The loss is the sum over the images, not the mean: the gradient of an image then does not depend on how many
+        images share its batch. For its scale see :data:`robustfdd.ascent.LOSS_SCALE`.
 
         Args:
             model: a classifier; ART puts it into evaluation mode at every call.
             n_classes: number of logits.
             image_shape: (C, H, W).
+            loss: what attacks climb that take the loss of the classifier.
         """
         device = device_of(model)
         with _current(device):
             return PyTorchClassifier(
                 model=_Opaque(model),
-                loss=_ScaledCrossEntropy(),
+                loss=_ScaledLoss(LOSSES[loss]),
                 input_shape=image_shape,
                 nb_classes=n_classes,
                 clip_values=(np.float32(0), np.float32(1)),
@@ -79,32 +132,29 @@ class ArtEngine:
                 device_type="cpu" if device.type == "cpu" else "gpu",
             )
 
-    def check(self, attack: AttackSpec, threat: Threat) -> None:
+    def check(self, attack: AttackSpec, threat: Threat, *, n_classes: int, image_shape: tuple[int, ...]) -> None:
         """See :meth:`robustfdd.engines.base.Engine.check`."""
-        self._resolve(attack, threat, batch_size=1)
+        spelled = attack.spelled(self.name, threat, batch_size=1)
+        with GlobalRandomness(0):  # APGD asks for a prediction, for which torch's data loader draws a seed
+            self._built(attack, spelled, _Constant(n_classes), n_classes, image_shape)
 
-    def _resolve(self, attack: AttackSpec, threat: Threat, batch_size: int) -> tuple[type[Any], dict[str, Any]]:
-        return self._resolved(attack, *attack.spelled(self.name, threat, batch_size))
-
-    def _resolved(
-        self, attack: AttackSpec, class_name: str, arguments: dict[str, Any]
-    ) -> tuple[type[Any], dict[str, Any]]:
-        """The class and its arguments, components among them resolved likewise."""
-        cls = attack_class(attack, art.attacks.evasion, class_name, art.attacks.EvasionAttack)
-        check_arguments(attack, cls, arguments, given={"estimator", "classifier", *_WORKERS})
-        return cls, {
-            key: [self._resolved(attack, *component) for component in value] if isinstance(value, list) else value
-            for key, value in arguments.items()
+    def _built(
+        self, attack: AttackSpec, spelled: Spelled, model: nn.Module, n_classes: int, image_shape: tuple[int, ...]
+    ) -> Any:
+        """The attack of the library on a model, with its components."""
+        cls = attack_class(attack, art.attacks.evasion, spelled.class_name, art.attacks.EvasionAttack)
+        check_arguments(attack, cls, spelled.arguments, given={"estimator", "classifier", *_WORKERS})
+        _check_defined(attack, cls, spelled.arguments, n_classes, image_shape)
+        arguments = {
+            key: [self._built(attack, part, model, n_classes, image_shape) for part in value]
+            if isinstance(value, list)
+            else value
+            for key, value in spelled.arguments.items()
         }
-
-    def _built(self, classifier: Any, cls: type[Any], arguments: dict[str, Any]) -> Any:
-        """The attack of the library, with its components."""
         workers = {key: value for key, value in _WORKERS.items() if key in inspect.signature(cls).parameters}
-        built = {
-            key: [self._built(classifier, *component) for component in value] if isinstance(value, list) else value
-            for key, value in arguments.items()
-        }
-        return cls(classifier, **built, **workers)
+        classifier = self.wrap(model, n_classes=n_classes, image_shape=image_shape, loss=spelled.loss)
+        with refused_by("ART", attack, cls):
+            return cls(classifier, **arguments, **workers)
 
     def prepare(
         self,
@@ -120,12 +170,11 @@ class ArtEngine:
         first_gradient: FirstGradient | None = None,  # noqa: ARG002 - likewise
     ) -> Perturb:
         """See :meth:`robustfdd.engines.base.Engine.prepare`."""
-        cls, arguments = self._resolve(attack, threat, batch_size)
-        # APGD makes a classifier of its own, and asks it for a prediction, for which torch's data loader draws a seed.
-        with _current(device_of(model)), GlobalRandomness(seed):
-            instance = self._built(self.wrap(model, n_classes=n_classes, image_shape=image_shape), cls, arguments)
+        spelled = attack.spelled(self.name, threat, batch_size)
+        with _current(device_of(model)), GlobalRandomness(seed):  # see check
+            instance = self._built(attack, spelled, model, n_classes, image_shape)
         randomness = GlobalRandomness(seed)
-        ensemble = issubclass(cls, art.attacks.evasion.AutoAttack)
+        ensemble = isinstance(instance, art.attacks.evasion.AutoAttack)
 
         def perturb(x: Tensor, y: Tensor) -> Tensor:
             with randomness, _multiprocess() if ensemble else nullcontext():

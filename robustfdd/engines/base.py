@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Protocol, TypeAlias
 
@@ -42,12 +43,19 @@ class Engine(Protocol):
     def wrap(self, model: nn.Module, *, n_classes: int, image_shape: tuple[int, ...]) -> Any:
         """The model as the library's own classifier object, for pixels in [0, 1]."""
 
-    def check(self, attack: AttackSpec, threat: Threat) -> None:
-        """Make sure that the library has the attack as its file spells it, without running it.
+    def check(self, attack: AttackSpec, threat: Threat, *, n_classes: int, image_shape: tuple[int, ...]) -> None:
+        """Make sure that the library has the attack as its file spells it, for such a model, without running it.
+
+        Args:
+            attack: what would be run.
+            threat: norm and radius, in pixel units, above 0.
+            n_classes: number of logits.
+            image_shape: (C, H, W).
 
         Raises:
-            ConfigurationError: the attack is not offered in this norm, names no attack class of the library, or does
-                not name all arguments of its constructor.
+            ConfigurationError: the attack is not offered in this norm, names no attack class of the library, does not
+                name all arguments of its constructor, has one that the library refuses, or is not defined for so few
+                classes or for images of this shape.
         """
 
     def prepare(
@@ -79,7 +87,7 @@ class Engine(Protocol):
             first_gradient: gives the gradient at the images themselves, for attacks that begin there.
 
         Raises:
-            ConfigurationError: the engine does not offer this attack in this norm.
+            ConfigurationError: as :meth:`check`.
         """
 
 
@@ -136,6 +144,22 @@ def check_arguments(attack: AttackSpec, cls: type[Any], arguments: Mapping[str, 
     for name in _WRITING:
         if arguments.get(name, False) is not False:
             raise ConfigurationError(f"attack {attack.name!r}: {name} would write files; allowed: false")
+
+
+@contextmanager
+def refused_by(library: str, attack: AttackSpec, cls: type[Any]) -> Iterator[None]:
+    """Say in words of ours what a library's constructor refuses.
+
+    Raises:
+        ConfigurationError: whatever it raised.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"attack {attack.name!r}: {cls.__name__} of {library} refuses an argument of its file: "
+            f"{shortened(str(error)) or type(error).__name__}"
+        ) from error
 
 
 def random_start(rng: np.random.Generator, n: int, image_shape: tuple[int, ...], threat: Threat) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustfdd.ascent import LOSS_SCALE
 from robustfdd.classifier import device_of
-from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments, random_start
+from robustfdd.engines.base import FirstGradient, Perturb, attack_class, check_arguments, random_start, refused_by
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.specs import AttackSpec, EngineName
 from robustfdd.threat import Threat
@@ -35,15 +35,17 @@ class FoolboxEngine:
         """
         return foolbox.PyTorchModel(model, bounds=(0, 1), device=device_of(model), preprocessing=None)
 
-    def check(self, attack: AttackSpec, threat: Threat) -> None:
+    def check(self, attack: AttackSpec, threat: Threat, *, n_classes: int, image_shape: tuple[int, ...]) -> None:  # noqa: ARG002
         """See :meth:`robustfdd.engines.base.Engine.check`."""
-        self._resolve(attack, threat)
+        cls, arguments = self._resolve(attack, threat)
+        with refused_by("Foolbox", attack, cls):
+            cls(**arguments)
 
     def _resolve(self, attack: AttackSpec, threat: Threat) -> tuple[type[Any], dict[str, Any]]:
-        class_name, arguments = attack.spelled(self.name, threat, batch_size=1)  # Foolbox attacks have no batch size
-        cls = attack_class(attack, foolbox.attacks, class_name, foolbox.attacks.base.Attack)
-        check_arguments(attack, cls, arguments, given=set())
-        return cls, arguments
+        spelled = attack.spelled(self.name, threat, batch_size=1)  # Foolbox attacks have no batch size
+        cls = attack_class(attack, foolbox.attacks, spelled.class_name, foolbox.attacks.base.Attack)
+        check_arguments(attack, cls, spelled.arguments, given=set())
+        return cls, spelled.arguments
 
     def prepare(
         self,
@@ -66,7 +68,8 @@ class FoolboxEngine:
             cls = _drawn_by_image(cls, seed)
         elif issubclass(cls, foolbox.attacks.HopSkipJumpAttack):
             cls = _from_what_is_adversarial(cls)
-        instance = cls(**arguments)
+        with refused_by("Foolbox", attack, cls):
+            instance = cls(**arguments)
         wrapped = self.wrap(model, n_classes=n_classes, image_shape=image_shape)
         randomness = GlobalRandomness(seed)
         # What looks for the nearest example is given no radius to stop at.

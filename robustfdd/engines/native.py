@@ -167,16 +167,17 @@ class NativeEngine:
         """The model itself: these attacks take any torch classifier as it is."""
         return model
 
-    def check(self, attack: AttackSpec, threat: Threat) -> None:
+    def check(self, attack: AttackSpec, threat: Threat, *, n_classes: int, image_shape: tuple[int, ...]) -> None:  # noqa: ARG002
         """See :meth:`robustfdd.engines.base.Engine.check`."""
         self._resolve(attack, threat)
 
     def _resolve(self, attack: AttackSpec, threat: Threat) -> PGD | APGD | Square:
-        class_name, arguments = attack.spelled(self.name, threat, batch_size=1)
-        cls = ALGORITHMS.get(class_name)
+        spelled = attack.spelled(self.name, threat, batch_size=1)
+        cls, arguments = ALGORITHMS.get(spelled.class_name), spelled.arguments
         if cls is None:
             raise ConfigurationError(
-                f"attack {attack.name!r}: engine native has no class {class_name!r}; allowed: {', '.join(ALGORITHMS)}"
+                f"attack {attack.name!r}: engine native has no class {spelled.class_name!r}; "
+                f"allowed: {', '.join(ALGORITHMS)}"
             )
         check_arguments(attack, cls, arguments, given=set())
         try:

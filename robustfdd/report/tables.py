@@ -296,6 +296,11 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
             f"With this many images a figure is known to within ±{half_width(smallest):.1f} points at worst "
             "(binomial 95 % interval, Wilson)."
         )
+    sentences += [
+        f"{attack.title}: {attack.settings['note']}"
+        for attack in study.attacks
+        if norm in attack.eps and attack.settings.get("note")
+    ]
     if len(study.methods) > 1:
         n_marked = min(BEST, len(study.methods) - 1)
         sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
