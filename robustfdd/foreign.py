@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from robustfdd import files
 from robustfdd.errors import CheckpointError, ConfigurationError
 from robustfdd.models import read_weights
 
@@ -41,15 +42,20 @@ def load_factory(reference: str, weights: Path | None) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"--weights {path}: no such file")
+    try:
+        files.check(path, files.WEIGHTS)
+    except FileNotFoundError:
+        raise CheckpointError(f"--weights {path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"--weights {path}: cannot be read ({error.strerror})") from error
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 ours = "robustfdd" in (file.metadata() or {})  # then there is a digest to hold it against
             state: dict[str, Any] = read_weights(path) if ours else load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with files.opened(path, files.WEIGHTS) as stream:
+                state = torch.load(stream, map_location="cpu", weights_only=True)
         if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
             state = state["state_dict"]
         model.load_state_dict(state)

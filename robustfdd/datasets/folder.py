@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from robustfdd import files
 from robustfdd.datasets.base import Dataset, RawData, Split
 from robustfdd.errors import DatasetError
 from robustfdd.text import is_clean, shortened, shown
@@ -126,7 +127,7 @@ def _size(pixels: npt.NDArray[Any]) -> str:
 def _pixels(file: Path) -> npt.NDArray[np.uint8]:
     """One image, of shape (1, H, W) or (3, H, W)."""
     try:
-        with Image.open(file) as image:
+        with files.opened(file, files.IMAGE) as stream, Image.open(stream) as image:
             if image.format == "EPS":
                 raise ValueError("an EPS file is a program, which would be run")
             mode = image.mode
