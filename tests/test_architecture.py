@@ -12,7 +12,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
-    {"errors", "text", "checksums", "files"},
+    {"errors", "text", "checksums", "files", "ending"},
     {"threat", "records", "published", "code_version", "locking", "journal"},
     {"specs", "status"},
     {"catalogue"},
