@@ -189,8 +189,8 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. By default the one that is there, or a new one "
-            "of this machine.",
+            help="Of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for a new one of this machine. By "
+            "default the one that is there, or else a new one.",
             show_default=False,
         ),
     ] = None,
@@ -234,7 +234,8 @@ def _executor(name: str | None, jobs: int, address: str | None, gpus_per_unit: f
             raise ConfigurationError(f"--device {device}: with --executor ray cpu or cuda; Ray chooses which GPU")
         if gpus_per_unit and not on_gpu:
             raise ConfigurationError("--gpus-per-unit goes with --device cuda")
-        return Ray(address, gpus_per_unit if gpus_per_unit is not None else float(on_gpu))
+        share = gpus_per_unit if gpus_per_unit is not None else float(on_gpu)
+        return Ray(address, share, say=lambda text: _say_plainly(err_console, text))
     return Processes(jobs) if name == "processes" else Inline()
 
 
