@@ -34,7 +34,7 @@ _PACKAGE = Path(__file__).resolve().parent
 _MOST_MISTAKES = 12
 #: The most keys and values of a file altogether, and the most tables in one another that a key leads through. The time
 #: that a key takes to be read grows with the square of them.
-_MOST_VALUES, _MOST_PARTS = 20_000, 32
+_MOST_VALUES, _MOST_PARTS = 20_000, 64
 _PART = r"""(?:(?<![\w-])[\w-]+|"[^"\n]*"|'[^'\n]*')"""
 _LONG_KEY = re.compile(rf"(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}{_PART}", re.ASCII)
 #: The most units of a study: each has a file or two, and an entry in the manifest.

@@ -1,14 +1,12 @@
 """How a process of this package ends: in order when it is asked to, at any moment, and a worker with its parent.
 
-Imported before everything else, and therefore without anything that takes long to import.
+Imported before everything else, and therefore without anything that takes long to import; what is not needed for
+signals is imported where it is.
 """
 
 from __future__ import annotations
 
 import atexit
-import ctypes
-import importlib
-import multiprocessing
 import os
 import signal
 import sys
@@ -43,12 +41,17 @@ def _at_once(number: int, _frame: FrameType | None = None) -> None:
 def end_at_once() -> None:
     """From now on a signal ends this process with one line on standard error and its exit code, and no traceback.
 
-    Only where signals are handled at all: in the main thread.
+    Only where signals are handled at all: in the main thread. What is ignored, as Ctrl-C by what a shell has put into
+    the background, stays so.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in SIGNALS:
+    for number in _heard():
         signal.signal(number, _at_once)
+
+
+def _heard() -> list[signal.Signals]:
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def take_over() -> None:
@@ -94,7 +97,7 @@ def in_order(terminated: type[KeyboardInterrupt]) -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     hook, sys.unraisablehook = sys.unraisablehook, unraisable
     try:
-        for number in SIGNALS:
+        for number in _heard():
             signal.signal(number, end)
         yield
     except KeyboardInterrupt as error:
@@ -114,6 +117,8 @@ def call_in_worker(reference: str, *arguments: Any) -> None:
         reference: ``package.module:function``; importing it may take seconds, in which the parent may end.
         *arguments: of the function.
     """
+    import importlib  # noqa: PLC0415
+
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _end_with_parent()
     module, _, name = reference.partition(":")
@@ -125,19 +130,20 @@ def _end_with_parent() -> None:
 
     Linux kills it, whatever it is doing. Elsewhere a thread looks, and ends it as soon as native code lets it.
     """
+    import ctypes  # noqa: PLC0415
+    import multiprocessing  # noqa: PLC0415
+
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    threading.Thread(target=_watch, daemon=True).start()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent.pid:  # it went before that
             os._exit(1)
-
-
-def _watch() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

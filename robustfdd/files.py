@@ -17,7 +17,7 @@ from typing import BinaryIO
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 
 #: The largest file of each kind that is read, in bytes: a hundred times what anybody was seen to need, or more.
-SPECIFICATION = 256 * _KIB  # a study or an attack file
+SPECIFICATION = 128 * _KIB  # a study or an attack file
 PUBLISHED = 16 * _MIB  # figures of a publication
 JSON = 32 * _MIB  # a manifest, a failure, the history of a training
 NOTE = 64 * _KIB  # who holds a run directory
