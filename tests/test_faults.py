@@ -226,30 +226,30 @@ def test_a_worker_ends_with_its_parent_whatever_it_does(what: str, when: str, tm
 
 
 @pytest.mark.faults
-def test_no_worker_outlives_a_coordinator_that_is_killed(folder: Path, tmp_path: Path, tally: Tally) -> None:
+def test_no_worker_outlives_a_coordinator_that_is_killed(
+    server: Any, folder: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """At random moments from the first one of the workers on: most of these seconds they import."""
     rng, tries, left = np.random.default_rng(21), 25, 0
+    study = tmp_path / "long.toml"
+    study.write_text((folder / "s.toml").read_text().replace("epochs = 3", "epochs = 5000"))
     for k in range(tries):
-        run = tmp_path / f"run{k}"
-        command = [sys.executable, "-m", "robustfdd", "run", str(folder / "s.toml"), "--out", str(run), "--jobs", "2"]
-        process = subprocess.Popen(
-            [*command, "--no-audit", "--set", "recipe.epochs=5000"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = begin(server, study, tmp_path / f"run{k}", 2)
+        assert process.pid is not None
         deadline = time.monotonic() + 120
         while len(workers := children(process.pid)) < 2:
-            assert process.poll() is None
+            assert process.is_alive()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(float(rng.uniform(0, 8)))
-        process.kill()
-        process.wait()
-        left += left_after(workers, 1.0)
-        assert not is_held(run)
+        os.kill(process.pid, signal.SIGKILL)  # it alone
+        process.join()
+        left += left_after(workers, 1.0) > 0
+        assert not is_held(tmp_path / f"run{k}")
         for pid in workers:
             if not gone(pid):
                 os.kill(pid, signal.SIGKILL)
-    tally("coordinator killed (SIGKILL): a worker of two still there after a second", tries, left)
+    tally("coordinator of two workers killed alone; results: times that a worker was there a second later", tries, left)
     assert left == 0
 
 
