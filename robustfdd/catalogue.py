@@ -155,7 +155,9 @@ def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
             location, message = location[:-1], "Input should be a finite number, a string, true or false"
         if problem["type"] == "too_long":
             limits = problem["ctx"]
-            message = f"must have at most {limits['max_length']} entries, not {limits['actual_length']}"
+            n_entries = limits.get("actual_length")
+            message = f"must have at most {limits['max_length']} entries"
+            message += f", not {n_entries}" if n_entries is not None else ""
         key = shortened(".".join(str(part) for part in location)) or "(file)"
         if problem["type"] == "extra_forbidden":
             model = _spec_at(spec, location[:-1])
