@@ -8,13 +8,16 @@ installed package, as ``robustfdd/_attacks`` and ``robustfdd/_evaluations``. A k
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from robustfdd import files
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import LIBRARIES, AttackSpec, AttackUse, EngineName, Method, Spec, StudySpec
 from robustfdd.text import is_clean, shortened, shown
@@ -29,6 +32,13 @@ _PACKAGE = Path(__file__).resolve().parent
 
 #: How many mistakes of a file are told at once.
 _MOST_MISTAKES = 12
+#: The most keys and values of a file altogether, and the most tables in one another that a key leads through. The time
+#: that a key takes to be read grows with the square of them.
+_MOST_VALUES, _MOST_PARTS = 20_000, 64
+_PART = r"""(?:(?<![\w-])[\w-]+|"[^"\n]*"|'[^'\n]*')"""
+_LONG_KEY = re.compile(rf"(?:{_PART}[ \t]*\.[ \t]*){{{_MOST_PARTS}}}{_PART}", re.ASCII)
+#: The most units of a study: each has a file or two, and an entry in the manifest.
+MAX_UNITS = 20_000
 
 #: What pydantic adds to the place of a value that may be of several kinds (:data:`robustfdd.specs.Scalar`).
 _KINDS = [("bool",), ("int",), ("float",), ("str",)]
@@ -86,9 +96,15 @@ def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = files.read_text(path, files.SPECIFICATION, encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
         raise ConfigurationError(f"{path}: cannot be read ({error})") from error
+    try:
+        if found := _LONG_KEY.search(text):
+            raise ConfigurationError(f"{path}: {shown(found[0])}: a key has at most {_MOST_PARTS} parts")
+        return tomllib.loads(text)
     except RecursionError:
         raise ConfigurationError(f"{path}: tables or arrays are nested too deeply") from None
     except ValueError as error:  # of TOML, and of Python for a number of too many digits
@@ -119,20 +135,29 @@ def _spec_within(annotation: object) -> type[Spec] | None:
 
 
 def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
-    lines = []
-    problems = error.errors()
+    lines: list[str] = []
+    problems = error.errors(include_url=False)
     found = {problem["loc"] for problem in problems}
-    for problem in problems:
+
+    def of_any_kind(location: tuple[str | int, ...]) -> bool:  # told once for each kind that a value may be
+        return location[-1:] in _KINDS and (*location[:-1], *_KINDS[0]) in found
+
+    def said_by_another(problem: ErrorDetails) -> bool:
         location = problem["loc"]
-        # A list whose entries are wrong is also reported as too short.
-        inside = any(other["loc"][: len(location)] == location for other in problems if other is not problem)
-        if problem["type"] == "too_short" and inside:
-            continue
-        message = problem["msg"].removeprefix("Value error, ")
-        if location[-1:] in _KINDS and (*location[:-1], *_KINDS[0]) in found:  # told once for each kind that it may be
-            if location[-1:] != _KINDS[0]:
-                continue
+        if problem["type"] == "too_short":  # as a list whose entries are wrong is reported too
+            return any(other["loc"][: len(location)] == location for other in problems if other is not problem)
+        return of_any_kind(location) and location[-1:] != _KINDS[0]
+
+    mistakes = [problem for problem in problems if not said_by_another(problem)]
+    for problem in mistakes[:_MOST_MISTAKES]:
+        location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        if of_any_kind(location):
             location, message = location[:-1], "Input should be a finite number, a string, true or false"
+        if problem["type"] == "too_long":
+            limits = problem["ctx"]
+            n_entries = limits.get("actual_length")
+            message = f"must have at most {limits['max_length']} entries"
+            message += f", not {n_entries}" if n_entries is not None else ""
         key = shortened(".".join(str(part) for part in location)) or "(file)"
         if problem["type"] == "extra_forbidden":
             model = _spec_at(spec, location[:-1])
@@ -144,19 +169,23 @@ def _explain(source: str, spec: type[Spec], error: ValidationError) -> str:
             given = problem["input"]
             value = f" (given: {shown(given)})" if isinstance(given, str | int | float | bool | list | tuple) else ""
             lines.append(f"{key}: {message}{value}")
-    if len(lines) > _MOST_MISTAKES:
-        lines[_MOST_MISTAKES:] = [f"and {len(lines) - _MOST_MISTAKES} mistakes more"]
+    if len(mistakes) > _MOST_MISTAKES:
+        lines.append(f"and {len(mistakes) - _MOST_MISTAKES} mistakes more")
     return f"{source}: " + f"\n{source}: ".join(lines)
 
 
-def _beyond_64_bits(content: object) -> str | None:
-    """Where there is a whole number that TOML need not have; it cannot be computed with, written or even shown."""
+def _unreasonable(content: object) -> str | None:
+    """What no file can mean, whatever its keys: how much there is in it, and numbers that TOML need not have."""
     left = [("", content)]
+    n_values = 0
     while left:
         at, value = left.pop()
-        if isinstance(value, int) and abs(value) >= 2**63:
-            return shortened(at.removeprefix("."))
+        if isinstance(value, int) and abs(value) >= 2**63:  # cannot be computed with, written or even shown
+            return f"{shortened(at.removeprefix('.'))}: a whole number must be less than 2**63 in magnitude"
         if isinstance(value, (Mapping, list)):
+            n_values += len(value)
+            if n_values > _MOST_VALUES:
+                return f"holds more than {_MOST_VALUES} keys and values"
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             left += [(f"{at}.{key}"[-500:], item) for key, item in items]
     return None
@@ -173,8 +202,8 @@ def parse(spec: type[SpecT], content: Mapping[str, Any], source: str) -> SpecT:
     Raises:
         ConfigurationError: one line for each mistake, naming source, key and what is allowed.
     """
-    if (key := _beyond_64_bits(content)) is not None:
-        raise ConfigurationError(f"{source}: {key}: a whole number must be less than 2**63 in magnitude")
+    if (why := _unreasonable(content)) is not None:
+        raise ConfigurationError(f"{source}: {why}")
     try:
         return spec.model_validate(content)
     except ValidationError as error:
@@ -249,10 +278,25 @@ def load_study(name_or_path: str | Path, overrides: Sequence[str] = (), only: Se
                 )
         study = study.model_copy(update={"methods": tuple(m for m in study.methods if m.label in only)})
     try:
-        resolve_attacks(study)
+        _check_extent(study, resolve_attacks(study))
     except ConfigurationError as error:
         raise ConfigurationError(f"{source}: {error}") from None
     return study
+
+
+def _check_extent(study: StudySpec, attacks: Sequence[tuple[AttackUse, AttackSpec]]) -> None:
+    """Make sure that a study has not more units than a run directory can hold.
+
+    Raises:
+        ConfigurationError: it has; the message says how many of what.
+    """
+    n_models = len(study.methods) * len(study.seeds)
+    n_attacks = sum(len(engines_for(use, spec, norm, study)) for use, spec in attacks for norm in use.eps)
+    if n_models * (n_attacks + 2) > MAX_UNITS:  # its training and its audit
+        raise ConfigurationError(
+            f"{n_models} models (methods times seeds) under {n_attacks} attack runs each (attacks, norms and engines) "
+            f"come to more than {MAX_UNITS} units; make several studies of it, for instance one for each seed"
+        )
 
 
 #: The attack that is crafted on another model, and run on every study that has one.

@@ -6,9 +6,7 @@ import functools
 import io
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
@@ -20,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from robustfdd import __version__, catalogue, records
+from robustfdd import __version__, catalogue, ending, records
 from robustfdd.analysis import analyse_run
 from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
@@ -112,41 +110,13 @@ Only = Annotated[
 ]
 
 
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Have SIGTERM, by which schedulers end a job, stop the command as Ctrl-C does.
-
-    Raises:
-        Terminated: the process was asked to end.
-    """
-    asked = False
-
-    def end(_number: int, _frame: object) -> None:
-        nonlocal asked
-        asked = True
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if asked:  # native code that is interrupted, Ray's for one, makes a plain interruption of it
-            raise Terminated from None
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
     """Turn mistakes of the user into one message and exit code 2, and an interruption into a hint how to go on."""
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with _ending_in_order():
+            with ending.in_order(Terminated):
                 return command(*args, **kwargs)
         except RobustFDDError as error:
             _complain(f"error: {error}")
@@ -154,12 +124,16 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except UnitError as error:
             _complain(f"failed: {error}")
             raise typer.Exit(1) from None
+        except MemoryError as error:  # of a data set of images, whose size is as large as it is
+            _complain(f"error: not enough memory ({str(error) or 'it ran out'})")
+            raise typer.Exit(2) from None
         except OSError as error:  # a disk that is full, a place that cannot be written to
             _complain(f"error: {error}")
             raise typer.Exit(2) from None
         except KeyboardInterrupt as error:
-            err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
-            raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
+            _say_plainly(err_console, ending.INTERRUPTED)
+            number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+            raise typer.Exit(ending.exit_code(number)) from None
 
     return wrapped
 
@@ -216,8 +190,8 @@ def run(
     address: Annotated[
         str | None,
         typer.Option(
-            help="Of a Ray cluster: auto, HOST:PORT or ray://HOST:PORT. By default the one that is there, or a new one "
-            "of this machine.",
+            help="Of a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for a new one of this machine. By "
+            "default the one that is there, or else a new one.",
             show_default=False,
         ),
     ] = None,
@@ -261,7 +235,8 @@ def _executor(name: str | None, jobs: int, address: str | None, gpus_per_unit: f
             raise ConfigurationError(f"--device {device}: with --executor ray cpu or cuda; Ray chooses which GPU")
         if gpus_per_unit and not on_gpu:
             raise ConfigurationError("--gpus-per-unit goes with --device cuda")
-        return Ray(address, gpus_per_unit if gpus_per_unit is not None else float(on_gpu))
+        share = gpus_per_unit if gpus_per_unit is not None else float(on_gpu)
+        return Ray(address, share, say=lambda text: _say_plainly(err_console, text))
     return Processes(jobs) if name == "processes" else Inline()
 
 
@@ -831,7 +806,7 @@ def list_(
 
 
 def main() -> None:
-    """Entry point of the ``robustfdd`` command."""
+    """The command, once everything is imported; :mod:`robustfdd.__main__` is where it is entered."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the encoding of a terminal or a pipe lacks is no error
             stream.reconfigure(errors="backslashreplace")

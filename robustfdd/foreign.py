@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from robustfdd import files
 from robustfdd.errors import CheckpointError, ConfigurationError
 from robustfdd.models import read_weights
 from robustfdd.text import reason, shortened, shown
@@ -104,12 +105,13 @@ def _content(path: Path) -> object:
     Raises:
         CheckpointError: it is missing, not readable or damaged.
     """
-    if not path.is_file():
-        why = "it is a folder" if path.is_dir() else "it is no regular file" if path.exists() else "no such file"
-        raise CheckpointError(f"--weights {path}: {why}")
     try:
-        with path.open("rb") as file:
+        with files.opened(path, files.WEIGHTS) as file:
             head = file.read(512)
+    except FileNotFoundError:
+        raise CheckpointError(f"--weights {path}: no such file") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"--weights {path}: it is a folder") from None
     except OSError as error:
         raise CheckpointError(f"--weights {path}: cannot be read ({error.strerror})") from error
     named_safetensors = path.suffix == ".safetensors"
@@ -120,7 +122,8 @@ def _content(path: Path) -> object:
             return read_weights(path) if ours else load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong becomes the one message
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with files.opened(path, files.WEIGHTS) as stream:
+                return torch.load(stream, map_location="cpu", weights_only=True)
     except CheckpointError as error:
         raise CheckpointError(f"--weights {error}") from error
     except Exception as error:  # torch, pickle and safetensors each have their own errors for a bad file

@@ -14,6 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
 
+from robustfdd import files
+from robustfdd.errors import RunDirectoryError
+
 NAME = "journal.jsonl"
 
 #: What a task is in: ``"done"`` before or now, ``"blocked"`` by a task that it needs and that failed.
@@ -38,7 +41,22 @@ class Journal:
         self._path = run / NAME
 
     def begin(self, tasks: Iterable[Mapping[str, Any]]) -> None:
-        """A session begins; ``tasks`` are those of its plan: name, kind and cost."""
+        """A session begins; ``tasks`` are those of its plan: name, kind and cost.
+
+        Raises:
+            RunDirectoryError: something else than a regular file is in the place of the journal.
+        """
+        try:
+            files.check(self._path, files.JOURNAL // 2)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if not self._path.is_file():
+                raise RunDirectoryError(
+                    f"{self._path}: cannot be written to ({error.strerror}); remove it, since no result depends on it"
+                ) from error
+            with suppress(OSError):  # only the last session is ever read
+                self._path.unlink()
         self._write(event="begin", tasks=list(tasks))
 
     def tell(self, event: str, task: str, **more: object) -> None:
@@ -102,12 +120,21 @@ class History:
 
 
 def read_journal(run: Path) -> History:
-    """The last session of a run; empty where there is no journal, or none that can be read."""
+    """The last session of a run; empty where there is no journal.
+
+    Raises:
+        RunDirectoryError: it cannot be read, or is no regular file; nothing in it that is damaged is an error.
+    """
     history = History()
+    path = run / NAME
     try:
-        lines = (run / NAME).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+        lines = files.read_text(path, files.JOURNAL, errors="replace").splitlines()
+    except FileNotFoundError:
         return history
+    except OSError as error:
+        raise RunDirectoryError(
+            f"{path}: cannot be read ({error.strerror}); remove it, since no result depends on it"
+        ) from error
     for line in lines:
         try:
             content = json.loads(line)

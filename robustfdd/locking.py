@@ -6,6 +6,7 @@ a reboot. The note beside it is for people, and may be stale or missing.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from robustfdd import files
 from robustfdd.errors import RunDirectoryError, RunLockedError
 from robustfdd.text import shortened
 
@@ -53,7 +55,7 @@ class Holder:
 def holder(run: Path) -> Holder | None:
     """Who holds a run directory, by the note beside the lock; None where there is none, or no readable one."""
     try:
-        return Holder(**json.loads((run / NOTE).read_text(encoding="utf-8")))
+        return Holder(**json.loads(files.read_text(run / NOTE, files.NOTE)))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -71,9 +73,14 @@ def resolved(path: Path) -> Path:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process holds a run directory; by the note alone where the lock cannot be tried."""
+    """Whether a process holds a run directory; by the note alone where the lock cannot be tried.
+
+    Raises:
+        RunDirectoryError: something else than a regular file is in the place of the lock.
+    """
     if resolved(run) in _held:
         return True
+    _check_lock(run)
     if not (run / LOCK).exists():
         return False
     try:
@@ -85,6 +92,23 @@ def is_held(run: Path) -> bool:
         return holder(run) is not None
 
 
+def _check_lock(run: Path) -> None:
+    """Make sure that the lock is a regular file, and no link either: taking it would empty the file that it leads to.
+
+    Raises:
+        RunDirectoryError: it is something else, or the note beside it is.
+    """
+    for path in (run / LOCK, run / NOTE):
+        try:
+            if path.is_symlink():
+                raise OSError(errno.ELOOP, "a link, not a regular file", str(path))
+            files.check(path, files.NOTE)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be used ({error.strerror}); remove it") from error
+
+
 @contextmanager
 def exclusive(run: Path) -> Iterator[None]:
     """Hold a run directory, which is made if it is not there, against every other process that asks for it so.
@@ -93,7 +117,8 @@ def exclusive(run: Path) -> Iterator[None]:
 
     Raises:
         RunLockedError: another process holds it; the message says which, as far as that is known.
-        RunDirectoryError: the directory or the lock in it cannot be made.
+        RunDirectoryError: the directory or the lock in it cannot be made, or something else than a regular file is in
+            the place of the lock or its note.
     """
     key = resolved(run)
     if key in _held:
@@ -105,6 +130,7 @@ def exclusive(run: Path) -> Iterator[None]:
         return
     try:
         run.mkdir(parents=True, exist_ok=True)
+        _check_lock(run)
         lock = FileLock(str(run / LOCK), timeout=_PATIENCE)
         lock.acquire(poll_interval=0.05)
     except Timeout:
@@ -124,16 +150,19 @@ def exclusive(run: Path) -> Iterator[None]:
         yield
     finally:
         _held.pop(key, None)
-        (run / NOTE).unlink(missing_ok=True)
+        with suppress(OSError):
+            (run / NOTE).unlink(missing_ok=True)
         lock.release()
 
 
 def _leave_note(run: Path) -> None:
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shortened(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), 1000)
     since = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with suppress(OSError):
         note = asdict(Holder(socket.gethostname(), os.getpid(), since, command))
-        (run / NOTE).write_text(json.dumps(note) + "\n", encoding="utf-8")
+        (run / NOTE).unlink(missing_ok=True)
+        with (run / NOTE).open("x", encoding="utf-8") as stream:
+            stream.write(json.dumps(note) + "\n")
 
 
 def remove_leftovers(run: Path) -> None:

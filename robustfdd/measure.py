@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfdd.ascent import Differentiated, Loss, input_gradient
-from robustfdd.batching import BatchSize, is_out_of_memory
+from robustfdd.batching import BatchSize
 from robustfdd.catalogue import load_attack
 from robustfdd.classifier import (
     ExpectedPrediction,

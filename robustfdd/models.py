@@ -7,7 +7,6 @@ at the usual width of 64, as in Ke et al. (AAAI 2020).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import unicodedata
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
+from robustfdd import files
 from robustfdd.checksums import json_checksum
 from robustfdd.classifier import tensor_digest
 from robustfdd.code_version import PACKAGE, Part
@@ -311,8 +311,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def _read(path: Path) -> tuple[Checkpoint, dict[str, Tensor]]:
     """A checkpoint and its weights, held against the digests in its header."""
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such checkpoint")
+    try:
+        files.check(path, files.WEIGHTS)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -395,9 +399,5 @@ def check_same_data(config: ModelConfig, dataset: Dataset, path: str | Path) -> 
 
 
 def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    """The SHA-256 of a checkpoint's file, in hexadecimal."""
+    return files.sha256(path, files.WEIGHTS)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from robustfdd import files
 from robustfdd.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -232,7 +233,7 @@ def _validated(part: type[_PartT], content: Mapping[str, Any], where: str) -> _P
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return files.read_text(path, files.PUBLISHED)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({error})") from error
 

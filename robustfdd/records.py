@@ -35,6 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from robustfdd import files
 from robustfdd.checksums import column_types, json_checksum, table_digest
 from robustfdd.errors import OutOfSpaceError, RunDirectoryError
 
@@ -106,6 +107,9 @@ SCHEMA = pa.schema(
         ("precision", pa.string()),  # of the passes that the attack made; predictions are always in single precision
     ]
 )
+
+#: The most values that a table may have, over all of its columns; results of 10,000 images at 1,000 radii have half.
+MAX_VALUES = 2**27
 
 #: The columns with one entry an image.
 PER_SAMPLE = ("image_index", "label", "clean_prediction", "prediction", "outcome", "distance")
@@ -299,7 +303,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     found = expected = None
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(files.read_text(path, files.JSON))
         if isinstance(content, dict):
             found = content.pop("checksum", None)
             expected = json_checksum(content)
@@ -343,7 +347,9 @@ def _read_table(path: Path) -> tuple[pa.Table, str]:
         RunDirectoryError: it is missing, not readable, of another format, or not as it was written.
     """
     try:
-        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read()
+        content = pq.ParquetFile(pa.BufferReader(files.read_bytes(path, files.TABLE)))
+        _check_extent(content.metadata)
+        table = content.read()
         said = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
         form, key, digest = (said.get(f"robustfdd.{name}") for name in ("format", "key", "digest"))
         whole = key is not None and digest == table_digest(table, str(form), key)
@@ -360,6 +366,18 @@ def _read_table(path: Path) -> tuple[pa.Table, str]:
     if key is None or not whole:
         raise _damaged(path, "damaged, or changed by hand: its content is not that of its digest")
     return table, key
+
+
+def _check_extent(metadata: pq.FileMetaData) -> None:
+    """Make sure that a table fits the memory: a few bytes of Parquet can stand for any number of values.
+
+    Raises:
+        ValueError: it has more than :data:`MAX_VALUES`.
+    """
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    n_values = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
+    if n_values > MAX_VALUES:
+        raise ValueError(f"{n_values} values, and at most {MAX_VALUES} are read")
 
 
 def _first_line(error: Exception) -> str:

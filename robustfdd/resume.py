@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from robustfdd import files
 from robustfdd.classifier import tensor_digest
 from robustfdd.dropouts import Dropout
 from robustfdd.randomness import RandomState, get_state, set_state
@@ -194,6 +195,7 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """The header and the tensors of a snapshot of a key; None if it is missing, damaged or of another key."""
     try:
+        files.check(path, files.WEIGHTS)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text = metadata.get(_HEADER, "")

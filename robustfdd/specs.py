@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias, get_args
@@ -22,7 +23,7 @@ from pydantic import (
 )
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.text import shown
+from robustfdd.text import shortened, shown
 from robustfdd.threat import MAX_EPS, Norm, Threat
 
 EngineName = Literal["foolbox", "art", "native"]
@@ -37,13 +38,19 @@ EpsUnit = Literal["pixel", "normalized"]
 Normalization = Literal["z-score", "zero-one"]
 Placement = Literal["last", "stages"]
 LossName = Literal["ce", "margin", "dlr"]
+#: The most entries of each list of a study, and of what it or an attack file maps names to.
+MAX_METHODS, MAX_SEEDS, MAX_ATTACKS, MAX_RADII, MAX_ENTRIES = 200, 1000, 100, 1000, 200
 Scalar: TypeAlias = bool | int | Annotated[float, Field(allow_inf_nan=False)] | str
+Parameters: TypeAlias = Annotated[Mapping[str, Scalar], Field(max_length=MAX_ENTRIES)]
+Engines: TypeAlias = Annotated[tuple[EngineName, ...], Field(min_length=1, max_length=len(ENGINES))]
 #: How many of something there are: at least one, and not more than any count can be that ends.
 Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 #: Losses that are not defined for fewer classes: the difference of logits ratio of two is -1 or 1, whatever the image.
 _LEAST_CLASSES: Mapping[str, int] = {"dlr": 3}
 #: The widest network: ten times as much memory as most machines have.
 MAX_WIDTH = 1024
+#: The most epochs of a training, whose history has an entry of each.
+MAX_EPOCHS = 100_000
 #: What an attack costs, in passes of an image, must be less than this.
 _MAX_COST = 2**53
 
@@ -82,8 +89,8 @@ class Spelling(Spec):
     """
 
     class_: Annotated[str, Field(alias="class", pattern=r"^[A-Za-z]\w*$")]
-    arguments: Mapping[str, Scalar]
-    components: tuple[Spelling, ...] = ()
+    arguments: Parameters
+    components: Annotated[tuple[Spelling, ...], Field(max_length=MAX_ENTRIES)] = ()
     loss: LossName = "ce"
 
     def climbing_what_is_defined(self, n_classes: int) -> Spelling:
@@ -153,7 +160,7 @@ class AttackSpec(Spec):
     reference: str
     deterministic: bool
     gradient_evaluations: int | str
-    parameters: Mapping[str, Scalar]
+    parameters: Parameters
     engines: Mapping[EngineName, Mapping[Norm, Spelling]]
     kind: AttackKind = "budget"
     access: Access = "gradient"
@@ -416,7 +423,7 @@ class Recipe(Spec):
         adversarial: how the images are perturbed while training; not at all when left out.
     """
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)]
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = 64
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -456,7 +463,7 @@ class Recipe(Spec):
 class RecipeChanges(Recipe):
     """Some values of a recipe: those that a method of a study is trained with in the place of the study's."""
 
-    epochs: Count = 1  # like all of them, only a change where it is given
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 1  # like all of them, only a change where it is given
 
     @property
     def given(self) -> dict[str, Any]:
@@ -486,7 +493,7 @@ class Method(Spec):
     dropout: str
     label: str = ""
     placement: Placement = "last"
-    options: Mapping[str, Scalar] = {}
+    options: Parameters = {}
     eot_samples: Count | None = None
     recipe: RecipeChanges = RecipeChanges()
 
@@ -503,6 +510,7 @@ class Method(Spec):
 
 
 Eps = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Grid: TypeAlias = Annotated[tuple[Eps, ...], Field(max_length=MAX_RADII)]
 
 
 class AttackUse(Spec):
@@ -516,9 +524,9 @@ class AttackUse(Spec):
     """
 
     name: str
-    eps: Annotated[Mapping[Norm, tuple[Eps, ...]], Field(min_length=1)]
-    parameters: Mapping[str, Scalar] = {}
-    engines: Annotated[tuple[EngineName, ...], Field(min_length=1)] | None = None
+    eps: Annotated[Mapping[Norm, Grid], Field(min_length=1)]
+    parameters: Parameters = {}
+    engines: Engines | None = None
 
     @field_validator("eps")
     @classmethod
@@ -527,7 +535,7 @@ class AttackUse(Spec):
             if not any(eps > 0 for eps in grid):
                 raise ValueError(f"{norm}: the list of epsilons must have one above 0; 0 itself is always measured")
             if any(a >= b for a, b in itertools.pairwise(grid)):
-                raise ValueError(f"{norm}: epsilons must be strictly ascending, not {list(grid)}")
+                raise ValueError(f"{norm}: epsilons must be strictly ascending, not {shown(list(grid))}")
         return value
 
 
@@ -577,9 +585,11 @@ class StudySpec(Spec):
     title: str
     description: str
     dataset: str
-    methods: Annotated[tuple[Method, ...], Field(min_length=1)]
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (0,)
-    engines: Annotated[tuple[EngineName, ...], Field(min_length=1)] = LIBRARIES
+    methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=MAX_METHODS)]
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1, max_length=MAX_SEEDS)] = (
+        0,
+    )
+    engines: Engines = LIBRARIES
     protocol: Protocol = "paper"
     eps_unit: EpsUnit
     normalization: Normalization = "z-score"
@@ -587,9 +597,9 @@ class StudySpec(Spec):
     attack_precision: Precision = "fp32"
     model: ModelOptions = ModelOptions()
     recipe: Recipe
-    attacks: Annotated[tuple[AttackUse, ...], Field(min_length=1)]
+    attacks: Annotated[tuple[AttackUse, ...], Field(min_length=1, max_length=MAX_ATTACKS)]
     audit: AuditSettings | None = None
-    open_choices: Mapping[str, str] = {}
+    open_choices: Annotated[Mapping[str, str], Field(max_length=MAX_ENTRIES)] = {}
 
     _name = field_validator("name")(_checked_name)
 
@@ -616,9 +626,9 @@ class StudySpec(Spec):
             **{f"attacks.{index}.engines": use.engines or () for index, use in enumerate(self.attacks)},
         }
         for key, values in lists.items():
-            twice = sorted({str(v) for v in values if list(values).count(v) > 1})
+            twice = sorted(str(value) for value, count in Counter(values).items() if count > 1)
             if twice:
-                raise ValueError(f"{key}: {', '.join(twice)} is given more than once")
+                raise ValueError(f"{key}: {shortened(', '.join(twice))} is given more than once")
         return self
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from robustfdd import records
+from safetensors import SafetensorError, safe_open
+
+from robustfdd import files, records
 from robustfdd.errors import RunDirectoryError
 from robustfdd.journal import Entry, History, read_journal
 from robustfdd.locking import Holder, holder, is_held
@@ -95,8 +96,14 @@ def _verify(entry: Entry, run: Path) -> None:
     path = _file(entry, run)
     if entry.kind == "train":
         history, checkpoint = records.read_json(path), path.with_suffix(".safetensors")
-        # One that was archived without its weights is done all the same.
-        if checkpoint.exists() and _sha256(checkpoint) != history.get("sha256"):
+        try:
+            _check_weights(checkpoint)
+            whole = files.sha256(checkpoint, files.WEIGHTS) == history.get("sha256")
+        except FileNotFoundError:  # one that was archived without its weights is done all the same
+            return
+        except OSError as error:
+            raise RunDirectoryError(f"{checkpoint}: cannot be read ({error.strerror})") from error
+        if not whole:
             raise RunDirectoryError(f"{checkpoint}: damaged: its hash is not that in {path.name}")
     elif entry.kind == "attack":
         records.read_cells(path)
@@ -105,15 +112,19 @@ def _verify(entry: Entry, run: Path) -> None:
             records.read_analysis(table)
 
 
-def _sha256(path: Path) -> str | None:
-    digest = hashlib.sha256()
+def _check_weights(path: Path) -> None:
+    """Make sure that a checkpoint is of the size that its header says, so that not all of any size is hashed.
+
+    Raises:
+        RunDirectoryError: it is not.
+        OSError: it cannot be read.
+    """
+    files.check(path, files.WEIGHTS)
     try:
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    except OSError:
-        return None
-    return digest.hexdigest()
+        with safe_open(path, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise RunDirectoryError(f"{path}: damaged, or no safetensors file ({error})") from error
 
 
 def _file(entry: Entry, run: Path) -> Path:

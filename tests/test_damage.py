@@ -14,6 +14,7 @@ import pytest
 from conftest import STUDY, registered
 from test_cli import invoke, refused
 
+from robustfdd import files
 from robustfdd.analysis import analyse_run
 from robustfdd.audit.run import Audit
 from robustfdd.classifier import weights_digest
@@ -280,8 +281,7 @@ def test_what_may_not_be_read_is_named(run: Path, kind: str, monkeypatch: pytest
 
         return read
 
-    for name in ("read_bytes", "read_text"):
-        monkeypatch.setattr(Path, name, but_forbidden(getattr(Path, name)))
+    monkeypatch.setattr(files, "opened", but_forbidden(files.opened))
     with pytest.raises(RunDirectoryError, match=rf"{forbidden.name}: cannot be read \(.*Permission denied"):
         load_run(run)
 

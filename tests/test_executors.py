@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from conftest import assert_same
 from test_cli import invoke, refused
 
 from robustfdd import records
+from robustfdd.errors import ConfigurationError
 from robustfdd.evaluation import run_evaluation
 from robustfdd.executors import Event, Executor, Finished, Inline, Processes, Started
+from robustfdd.executors import ray as ray_executor
 from robustfdd.executors.processes import _cause
 from robustfdd.executors.ray import Ray
 from robustfdd.journal import read_journal
@@ -200,6 +203,155 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
     refused(
         invoke("run", "quickstart", "--out", "r", "--executor", "ray", "--address", address), f"--address {address}"
     )
+
+
+def answering(answer: bytes | None) -> Iterator[str]:
+    """The address of something that accepts connections, and answers that, or nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            kept = []
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                kept.append(connection)
+                if answer is not None:
+                    connection.sendall(answer)
+                    connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """What listens where the head of a cluster was, and never says a word."""
+    yield from answering(None)
+
+
+@pytest.fixture
+def other() -> Iterator[str]:
+    """What listens there now is something else."""
+    yield from answering(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+
+@pytest.fixture
+def head() -> Iterator[str]:
+    """What answers as a server of gRPC does: its settings, empty ones."""
+    yield from answering(bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+
+
+@pytest.fixture
+def dead() -> str:
+    """The address of a cluster whose head is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+class Connecting(Ray):
+    """Says to which cluster it would connect."""
+
+    def __init__(self, address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: list[str] = []
+        super().__init__(address, say=self.said.append)
+        monkeypatch.setattr(ray_executor, "PATIENCE", 1.0)
+
+    def connect(self) -> str:
+        began = time.monotonic()
+        try:
+            return self._choose_cluster()[0]
+        finally:
+            assert time.monotonic() - began < 10
+
+
+@pytest.fixture
+def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Leaves an address noted, as `ray start` does and a crash never removes."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+    def note(address: str) -> None:
+        (tmp_path / "ray").mkdir(exist_ok=True)
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+
+    return note
+
+
+@pytest.mark.parametrize("what", ["dead", "silent", "other"])
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_a_cluster_that_was_only_found_and_is_gone_is_named_and_done_without(
+    what: str, noted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    address = request.getfixturevalue(what)
+    noted(address)
+    executor = Connecting(None, monkeypatch)
+    assert executor.connect() == "local"
+    tries, goes_on = executor.said
+    assert tries == f"Ray: trying the cluster at {address}, for at most 1 s"
+    reason = {"dead": "Connection refused", "silent": "no answer within 1 s", "other": "is no Ray cluster"}[what]
+    assert goes_on.startswith(f"Ray: the cluster at {address}, ")
+    assert f"{reason}); going on with one of this machine alone" in goes_on
+
+
+@pytest.mark.parametrize("asked", ["--address", "RAY_ADDRESS", "auto"])
+@pytest.mark.parametrize("what", ["dead", "silent", "other", "nowhere", "client"])
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_a_cluster_that_was_asked_for_and_is_gone_ends_with_one_message(
+    asked: str,
+    what: str,
+    noted: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    if asked == "auto" and what in ("nowhere", "client"):
+        return  # never noted
+    address = {"nowhere": "nowhere.invalid:6379", "client": f"ray://{request.getfixturevalue('silent')}"}.get(what)
+    address = address or request.getfixturevalue(what)
+    option = address
+    if asked == "auto":
+        noted(address)
+        option = "auto"
+    if asked == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        option = None
+    executor = Connecting(option, monkeypatch)
+    with pytest.raises(ConfigurationError, match="no Ray cluster to be used") as error:
+        executor.connect()
+    assert executor.said == [f"Ray: trying the cluster at {address}, for at most 1 s"]
+    says = f"RAY_ADDRESS={address}: " if asked == "RAY_ADDRESS" else f"--address {option}: "
+    assert str(error.value).startswith(says)
+    assert address in str(error.value)
+    assert "--address local" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_a_cluster_that_answers_is_used(
+    head: str, dead: str, noted: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Connecting(head, monkeypatch).connect() == head
+    assert Connecting(f"ray://{head}", monkeypatch).connect() == f"ray://{head}"
+    noted(head)
+    for found in (None, "auto"):
+        assert Connecting(found, monkeypatch).connect() == head
+    monkeypatch.setenv("RAY_ADDRESS", head)
+    noted(dead)
+    assert Connecting(None, monkeypatch).connect() == head
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert Connecting(None, monkeypatch).connect() == "local"
+    assert Connecting("local", monkeypatch).connect() == "local"
+
+
+@pytest.mark.parametrize("address", ["6379", "host:", "host:x", ":6379", "host:99999", "ray://host", "x" * 300])
+@pytest.mark.filterwarnings("ignore")  # of Ray's own
+def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ConfigurationError, match="HOST:PORT"):
+        Connecting(address, monkeypatch).connect()
 
 
 @pytest.mark.slow

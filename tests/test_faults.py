@@ -25,7 +25,9 @@ import pytest
 import torch
 from conftest import assert_same
 from safetensors import SafetensorError, safe_open
+from test_executors import gone
 
+from robustfdd.ending import INTERRUPTED
 from robustfdd.evaluation import run_evaluation
 from robustfdd.executors import Inline, Processes
 from robustfdd.locking import is_held
@@ -156,6 +158,217 @@ def _epochs(run: Path) -> int:
             return len(json.loads(file.metadata()["robustfdd.snapshot"])["epochs"])
     except (OSError, SafetensorError):
         return 0
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a process, and nothing else that it has started."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+def left_after(pids: list[int], seconds: float) -> int:
+    """How many processes are still there after so long."""
+    deadline = time.monotonic() + seconds
+    while (left := sum(not gone(pid) for pid in pids)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return left
+
+
+#: What has workers, is killed, and what its workers do: import for long, or compute without ever letting go.
+PARENT = """
+import multiprocessing, time
+from robustfdd.ending import call_in_worker
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=call_in_worker, args=("worker:work",), daemon=True)
+    process.start()
+    print(process.pid, flush=True)
+    time.sleep(120)
+"""
+WORKERS = {
+    "imports": "import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(100)",
+    "holds the interpreter": """
+import itertools, pathlib
+def work():
+    pathlib.Path("began").touch()
+    sum(itertools.repeat(0, 10**12))
+""",
+}
+
+
+@pytest.mark.parametrize("what", WORKERS)
+@pytest.mark.parametrize("when", ["at once", "in the middle"])
+def test_a_worker_ends_with_its_parent_whatever_it_does(what: str, when: str, tmp_path: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "worker.py").write_text(WORKERS[what])
+    process = subprocess.Popen([sys.executable, "parent.py"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as said:
+        worker = int(said.readline())
+    try:
+        deadline = time.monotonic() + 60
+        while when != "at once" and not (tmp_path / "began").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        # One that has not begun yet looks for its parent first, which takes as long as Python takes to start.
+        assert left_after([worker], 2 if when != "at once" else 15) == 0
+    finally:
+        if not gone(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+@pytest.mark.faults
+def test_no_worker_outlives_a_coordinator_that_is_killed(
+    server: Any, folder: Path, tmp_path: Path, tally: Tally
+) -> None:
+    """At random moments from the first one of the workers on: most of these seconds they import."""
+    rng, tries, left = np.random.default_rng(21), 25, 0
+    study = tmp_path / "long.toml"
+    study.write_text((folder / "s.toml").read_text().replace("epochs = 3", "epochs = 5000"))
+    for k in range(tries):
+        process = begin(server, study, tmp_path / f"run{k}", 2)
+        assert process.pid is not None
+        deadline = time.monotonic() + 120
+        while len(workers := children(process.pid)) < 2:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 8)))
+        os.kill(process.pid, signal.SIGKILL)  # it alone
+        process.join()
+        left += left_after(workers, 1.0) > 0
+        assert not is_held(tmp_path / f"run{k}")
+        for pid in workers:
+            if not gone(pid):
+                os.kill(pid, signal.SIGKILL)
+    tally("coordinator of two workers killed alone; results: times that a worker was there a second later", tries, left)
+    assert left == 0
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Signals
+
+
+def listens(pid: int) -> bool:
+    """Whether a process has its own answer to SIGTERM."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("command", "moments"),
+    [
+        pytest.param(["list"], [(signal.SIGTERM, 0.0), (signal.SIGINT, 0.5)], id="list, a few"),
+        *(
+            pytest.param(
+                command,
+                [(number, 0.35 * k) for k in range(20) for number in (signal.SIGTERM, signal.SIGINT)],
+                id=command[0],
+                marks=pytest.mark.faults,
+            )
+            for command in (["list"], ["run", "quickstart", "--set", "recipe.epochs=1"])
+        ),
+    ],
+)
+def test_a_signal_ends_a_command_in_order_from_its_first_moment(
+    command: list[str], moments: list[tuple[signal.Signals, float]], tmp_path: Path, tally: Tally
+) -> None:
+    wrong = []
+    for number, moment in moments:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "robustfdd", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while not listens(process.pid):
+            assert process.poll() is None
+            time.sleep(0.002)
+        time.sleep(moment)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        last = said.strip().rpartition("\n")[2]
+        in_order = process.returncode == 128 + number and last == INTERRUPTED
+        finished = process.returncode == 0 and command == ["list"]  # it was done before
+        if "Traceback" in said or not (in_order or finished):
+            wrong.append((number.name, moment, process.returncode, said))
+    tally(f"SIGTERM or SIGINT in the first seconds of `robustfdd {command[0]}`", len(moments), len(wrong))
+    assert wrong == []
+
+
+END = """
+import atexit, os, signal, sys, time
+from robustfdd import ending
+ending.take_over()
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})  # as the interpreter comes down
+def of_a_library():
+    os.kill(os.getpid(), signal.{number})
+late = sys.late = Late()
+if {during}:
+    atexit.register(of_a_library)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("during", [False, True], ids=["after everything", "at exit"])
+def test_a_signal_at_the_very_end(number: signal.Signals, during: bool) -> None:
+    code = END.format(number=number.name, during=during)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == "done\n"
+    # Nothing is left to be interrupted, and what the command came to is its exit code.
+    assert (done.returncode, done.stderr) == ((128 + number, f"{INTERRUPTED}\n") if during else (0, ""))
+
+
+TWICE = """
+import os, signal, sys
+from robustfdd import ending
+class Stop(KeyboardInterrupt): pass
+class Finalised:
+    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)
+with ending.in_order(Stop):
+    if {swallowed}:
+        thing = Finalised(); del thing
+        print("it goes on")
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("it goes on")
+"""
+
+
+@pytest.mark.parametrize("swallowed", [False, True], ids=["a second one", "one in a finaliser"])
+def test_a_signal_is_neither_lost_nor_waits_for_what_hangs(swallowed: bool) -> None:
+    code = TWICE.format(swallowed=swallowed)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("", f"{INTERRUPTED}\n", 143)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    """Ctrl-C is not for what a shell has put into the background."""
+    code = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from robustfdd import ending
+ending.take_over()
+with ending.in_order(KeyboardInterrupt):
+    os.kill(os.getpid(), signal.SIGINT)
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 
 
 def _cramped(study: Path, run: Path, room: int, said: Any) -> None:

@@ -34,6 +34,7 @@ from robustfdd.adversarial_training import craft
 from robustfdd.analysis.base import Analysis, TrainedModel, captured_inputs, register
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
+from robustfdd.layout import image_layout
 
 #: Measurements of each duration, of which the median is taken.
 REPETITIONS = 7
@@ -83,7 +84,7 @@ def compute(trained: TrainedModel) -> dict[str, pd.DataFrame]:
     """One row: seconds an epoch of a training without dropout, of the estimate and of the mask, and where measured."""
     recipe, split, device = trained.recipe, trained.dataset.train, trained.device
     n = min(recipe.batch_size, len(split))
-    x = to_pixels(split.images[:n]).contiguous(memory_format=torch.channels_last)
+    x = to_pixels(split.images[:n]).contiguous(memory_format=image_layout(trained.model))
     y = split.labels[:n]
     half = recipe.precision == "bf16"
 

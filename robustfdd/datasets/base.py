@@ -11,7 +11,7 @@ import sys
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustfdd import files
 from robustfdd.errors import ConfigurationError, DatasetError
 
 #: Values that are counted at a time when the statistics are computed, so that counting needs no large copy.
@@ -301,7 +302,7 @@ def test_indices(labels: Tensor, n: int, seed: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def torchvision_loading(title: str, root: Path, by_hand: str) -> Iterator[None]:
+def torchvision_loading(title: str, root: Path, by_hand: str, reads: Sequence[Path]) -> Iterator[None]:
     """A context in which a torchvision data set is built, and downloaded where it is missing.
 
     torchvision holds every file it downloads, and the CIFAR and SVHN files whenever it reads them, against their MD5
@@ -311,10 +312,22 @@ def torchvision_loading(title: str, root: Path, by_hand: str) -> Iterator[None]:
         title: of the data set, for the message.
         root: the data root.
         by_hand: which files to place where if the download is impossible.
+        reads: every file that torchvision may read, or write where it is missing. It waits for ever for a pipe.
 
     Raises:
-        DatasetError: no network, no room, no permission, or a file that came with a wrong MD5 sum.
+        DatasetError: no network, no room, no permission, a file that came with a wrong MD5 sum, or something that is
+            no regular file in the place of one.
     """
+    for path in reads:
+        try:
+            files.check(path, files.ARCHIVE)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DatasetError(
+                f"{title}: {path}: cannot be read ({error.strerror}); remove it, or put the file of that name in its "
+                "place"
+            ) from error
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
             # Older torchvision reports its downloads on stdout, which belongs to results. The CIFAR files are pickles

@@ -36,8 +36,15 @@ def _load(class_name: str, title: str, root: Path) -> RawData:
     import torchvision.datasets  # noqa: PLC0415 - takes seconds, and other data sets do without it
 
     dataset_class = getattr(torchvision.datasets, class_name)
+    names = [name for name, _ in (*dataset_class.train_list, *dataset_class.test_list)]
+    unpacked = [root / dataset_class.base_folder / name for name in (*names, dataset_class.meta["filename"])]
     splits = []
-    with torchvision_loading(title, root, f"{dataset_class.filename} ({dataset_class.url}) in {root}"):
+    with torchvision_loading(
+        title,
+        root,
+        f"{dataset_class.filename} ({dataset_class.url}) in {root}",
+        reads=[root / dataset_class.filename, *unpacked],
+    ):
         for train in (True, False):
             read = dataset_class(root, train=train, download=True)
             # torchvision turns the stored channels-first images into channels-last ones; turned back, they are

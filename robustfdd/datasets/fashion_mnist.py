@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustfdd import files
 from robustfdd.datasets.base import DatasetSpec, RawData, Split, register, torchvision_loading
 from robustfdd.errors import DatasetError
 
@@ -60,7 +61,13 @@ def load(root: Path) -> RawData:
             return _read(candidate, suffix)
     from torchvision.datasets import FashionMNIST  # noqa: PLC0415 - takes seconds, and is seldom needed
 
-    with torchvision_loading(_TITLE, root, f"{', '.join(path.name for path in _files(folder, '.gz'))} in {folder}"):
+    archives = _files(folder, ".gz")
+    with torchvision_loading(
+        _TITLE,
+        root,
+        f"{', '.join(path.name for path in archives)} in {folder}",
+        reads=[*archives, *_files(folder, "")],
+    ):
         FashionMNIST(root, download=True)
     return _read(folder, "")
 
@@ -89,7 +96,9 @@ def read_idx(path: Path) -> Tensor:
         DatasetError: the file is missing, truncated or corrupt, or is not the file of Fashion-MNIST.
     """
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = files.read_bytes(path, files.ARCHIVE)
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise _unusable(path, f"is not readable: {error}") from error
     name = path.name.removesuffix(".gz")

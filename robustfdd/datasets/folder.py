@@ -5,8 +5,8 @@ Unicode's composed form (NFC), since some systems write "é" as one character an
 order of their names. All images must be of one size: nothing is rescaled, because an attack's budget is meant for the
 pixels that a model sees. Grey images have one channel; if any image of either split is not grey, all have three (RGB).
 Transparency is dropped, a rotation noted in the metadata is not applied, and of several frames the first is read. A
-file that has more than 8 bits a channel is refused (:mod:`robustfdd.datasets.bit_depth`). Names that begin with a dot are ignored;
-anything else that is not an image is an error, so that nothing is left out unnoticed.
+file that has more than 8 bits a channel is refused (:mod:`robustfdd.datasets.bit_depth`). Names that begin with a dot
+are ignored; anything else that is not an image is an error, so that nothing is left out unnoticed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from robustfdd import files
 from robustfdd.datasets.base import Dataset, RawData, Split
 from robustfdd.datasets.bit_depth import bits_per_channel
 from robustfdd.errors import DatasetError
@@ -154,7 +155,7 @@ def _size(pixels: npt.NDArray[Any]) -> str:
 def _pixels(file: Path) -> npt.NDArray[np.uint8]:
     """One image, of shape (1, H, W) or (3, H, W)."""
     try:
-        with Image.open(file) as image:
+        with files.opened(file, files.IMAGE) as stream, Image.open(stream) as image:
             if image.format == "EPS":
                 raise ValueError("an EPS file is a program, which would be run")
             mode = image.mode

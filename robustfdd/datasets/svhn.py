@@ -27,7 +27,8 @@ def load(root: Path) -> RawData:
 
     files = [f"{SVHN.split_list[kind][1]} ({SVHN.split_list[kind][0]})" for kind in ("train", "test")]
     splits = []
-    with torchvision_loading(_TITLE, root, f"{' and '.join(files)} in {root}"):
+    paths = [root / SVHN.split_list[kind][1] for kind in ("train", "test")]
+    with torchvision_loading(_TITLE, root, f"{' and '.join(files)} in {root}", reads=paths):
         for kind in ("train", "test"):
             read = SVHN(root, split=kind, download=True)
             splits.append(Split(torch.from_numpy(np.ascontiguousarray(read.data)), torch.from_numpy(read.labels)))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
 
+from robustfdd.ending import call_in_worker
 from robustfdd.errors import ConfigurationError, WorkerDiedError
 from robustfdd.executors.base import Advanced, Event, Executor, Finished, Listener, Started, Throttle
 from robustfdd.tasks import Context, Job, Task, perform, worker_name
@@ -82,10 +81,15 @@ class Processes(Executor):
     def _new_worker(self) -> _Worker:
         ours, theirs = self._multiprocessing.Pipe()
         n_threads = max(1, torch.get_num_threads() // self._n_workers)
-        process = self._multiprocessing.Process(target=_work, args=(theirs, self._job, n_threads), daemon=True)
-        process.start()
+        # What takes long to import comes by the connection, once the worker ends with this process.
+        arguments = (f"{__name__}:{_work.__name__}", theirs, n_threads)
+        process = self._multiprocessing.Process(target=call_in_worker, args=arguments, daemon=True)
+        with _without_interruptions():
+            process.start()
         theirs.close()  # so that the end of the process ends the connection
         worker = _Worker(process, ours)
+        with suppress(OSError):  # one that died meanwhile is found by wait
+            ours.send(self._job)
         self._workers.append(worker)
         return worker
 
@@ -144,30 +148,38 @@ def _cause(exit_code: int | None) -> str:
     return f"was killed by {name}{hint}"
 
 
-def _work(connection: Connection, job: Job, n_threads: int) -> None:
-    """What a worker process does: perform the tasks that come, until there are no more."""
-    # Ctrl-C reaches all processes of a terminal; it is for the coordinator to end the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+@contextmanager
+def _without_interruptions() -> Iterator[None]:
+    """A context in which processes are started that never hear of SIGINT.
+
+    Ctrl-C reaches all processes of a terminal; it is for the coordinator to end the workers.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _work(connection: Connection, n_threads: int) -> None:
+    """What a worker process does: perform the tasks that come after the job they are of, until there are no more."""
     torch.set_num_threads(n_threads)
-    context = Context(job)
+    context: Context | None = None
     while True:
         try:
-            task: Task | None = connection.recv()
+            task: Job | Task | None = connection.recv()
         except (EOFError, OSError):
             return
         if task is None:
             return
+        if isinstance(task, Job):
+            context = Context(task)
+            continue
+        assert context is not None
         name = task.name
         connection.send(Started(name, worker_name()))
         report = Throttle(lambda cost, name=name: connection.send(Advanced(name, cost)))  # type: ignore[misc]
         connection.send(Finished(name, perform(task, context, report)))
-
-
-def _end_with_parent() -> None:
-    """End this process when the coordinator is gone, however it went: nobody is left to work for."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

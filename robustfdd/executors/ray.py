@@ -24,12 +24,19 @@ from robustfdd.errors import ConfigurationError, UnitError, WorkerDiedError
 from robustfdd.executors.base import Advanced, Event, Executor, Finished, Listener, Started, Throttle
 from robustfdd.records import Failure
 from robustfdd.tasks import Context, Done, Job, Task, perform, worker_name
+from robustfdd.text import shortened
 from robustfdd.units import failure_of
 
 #: How often Ray tries a task again whose worker or node was lost.
 MAX_RETRIES = 5
-#: Seconds to wait for an answer of the cluster's address.
-_CONNECTING = 10.0
+#: Seconds that a cluster has to answer at its address.
+PATIENCE = 30.0
+#: The variable of the environment by which Ray itself is told an address.
+_VARIABLE = "RAY_ADDRESS"
+#: With what a client greets a server of HTTP/2, which gRPC and so Ray is spoken over, and the kind of frame that the
+#: server has to answer first, in the fourth byte (RFC 9113, sections 3.4 and 6.5).
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_SETTINGS = 4
 #: Seconds between two looks at how the tasks go.
 _POLL = 0.5
 
@@ -42,6 +49,7 @@ class Ray(Executor):
             when None, the cluster that is there, or a new one of this machine alone.
         gpus_per_unit: share of a GPU that a task takes, e.g. 0.25 for four at once on each; more than 1 is of no use.
             0 for tasks on CPUs.
+        say: is told which cluster is tried, for how long, and which one is used instead.
 
     Raises:
         ConfigurationError: Ray is not installed, or the share is not from 0 to 1.
@@ -49,25 +57,65 @@ class Ray(Executor):
 
     local = False
 
-    def __init__(self, address: str | None = None, gpus_per_unit: float = 0.0) -> None:
+    def __init__(
+        self, address: str | None = None, gpus_per_unit: float = 0.0, say: Callable[[str], object] | None = None
+    ) -> None:
         if not 0 <= gpus_per_unit <= 1:
             raise ConfigurationError(f"--gpus-per-unit {gpus_per_unit:g}: must be from 0 to 1")
         self._ray = _import_ray()
         self._address, self._gpus_per_unit = address, gpus_per_unit
+        self._say = say or (lambda _: None)
         self._tasks: dict[Any, Task] = {}
         self._started_here = False
 
     def _connect(self) -> None:
         ray = self._ray
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            return
+        address, asked = self._choose_cluster()
+        try:
+            with _sigterm_kept():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except Exception as error:  # another version, a cluster that is not ready, no room for one of our own
+            raise ConfigurationError(f"{asked}: no Ray cluster to be used ({_in_one_line(error)})") from error
+        self._started_here = True
+
+    def _choose_cluster(self) -> tuple[str, str]:
+        """The address to give to Ray, and what asked for it, in words.
+
+        Ray itself would wait for minutes for a cluster that is gone.
+
+        Raises:
+            ConfigurationError: the cluster that was asked for does not answer.
+        """
+        given, asked = self._address, f"--address {self._address}"
+        if given in (None, "auto") and os.environ.get(_VARIABLE):  # as Ray has it
+            given = os.environ[_VARIABLE]
+            asked = f"{_VARIABLE}={given}"
+        address = given
+        if given in (None, "auto"):
             try:
-                _check_reachable(self._address)
-                with _sigterm_kept():
-                    ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-            except Exception as error:  # a host that is not there, another version, a cluster that is not ready
-                reason = " ".join(str(error).split())
-                raise ConfigurationError(f"--address {self._address}: no Ray cluster to be used ({reason})") from error
-            self._started_here = True
+                address = _find_cluster(given)
+            except ConnectionError as error:
+                raise ConfigurationError(f"{asked}: no Ray cluster to be used ({_in_one_line(error)})") from error
+        if address in (None, "local"):
+            return "local", "--executor ray"
+        assert address is not None
+        self._say(f"Ray: trying the cluster at {address}, for at most {PATIENCE:.0f} s")
+        why = _silent(address, PATIENCE)
+        if why is None:
+            return address, asked
+        if given is not None:
+            found = f", found at {address}," if given != address else ""
+            raise ConfigurationError(
+                f"{asked}: no Ray cluster to be used (the one{found} does not answer: {why}); start it, give the "
+                "address of another one, or --address local for one of this machine alone"
+            )
+        self._say(
+            f"Ray: the cluster at {address}, which an earlier `ray start` has left noted, does not answer ({why}); "
+            "going on with one of this machine alone"
+        )
+        return "local", "--executor ray"
 
     def _remote(self, function: Callable[..., Any]) -> Any:
         """A function as a task of Ray that takes what a unit takes."""
@@ -138,15 +186,60 @@ class Ray(Executor):
             self._started_here = False
 
 
-def _check_reachable(address: str | None) -> None:
-    """Make sure that somebody listens at HOST:PORT; Ray would ask for minutes.
+def _in_one_line(error: Exception) -> str:
+    return shortened(" ".join(str(error).split()) or type(error).__name__, 200)
+
+
+def _find_cluster(given: str | None) -> str | None:
+    """The address of a cluster that Ray finds noted on this machine, or running on it; None where there is none.
 
     Raises:
-        OSError: nobody does.
+        ConnectionError: there is none, and ``given`` is ``"auto"``.
     """
-    host, _, port = (address or "").rpartition("//")[2].rpartition(":")
-    if host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECTING).close()
+    services = importlib.import_module("ray._private.services")
+    found: str | None = services.get_ray_address_from_environment(given, None)
+    return found
+
+
+def _silent(address: str, seconds: float) -> str | None:
+    """Why no cluster of Ray answers at an address, in words; None where one does.
+
+    Args:
+        address: ``HOST:PORT`` or ``ray://HOST:PORT``.
+        seconds: how long to wait, for the name of the host as well.
+    """
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        return "it is not of the form HOST:PORT or ray://HOST:PORT"
+    heard: list[str | None] = []
+
+    def listen() -> None:
+        try:
+            heard.append(_greet(host.strip("[]"), int(port), seconds))
+        except TimeoutError:
+            return
+        except (OSError, UnicodeError) as error:  # the second of a name that can be none
+            heard.append(_in_one_line(error))
+
+    # In a thread, since looking up a name has no limit of its own.
+    asking = threading.Thread(target=listen, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return heard[0] if heard else f"no answer within {seconds:g} s"
+
+
+def _greet(host: str, port: int, seconds: float) -> str | None:
+    with socket.create_connection((host, port), timeout=seconds) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):  # answers only to who has its certificate
+            return None
+        connection.sendall(_GREETING)
+        answer = b""
+        while len(answer) < 4:
+            received = connection.recv(4 - len(answer))
+            if not received:
+                break
+            answer += received
+    return None if answer[3:] == bytes([_SETTINGS]) else "what answers there is no Ray cluster"
 
 
 def _import_ray() -> Any:
