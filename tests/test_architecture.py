@@ -12,9 +12,10 @@ from conftest import ROOT
 PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
-    {"errors", "text", "checksums"},
+    {"errors", "text", "checksums", "rounding"},
+    {"schema"},
     {"threat", "records", "published", "code_version", "locking", "journal"},
-    {"specs", "status"},
+    {"specs", "status", "audited"},
     {"catalogue"},
     {"datasets", "dropouts", "progress", "randomness"},
     {"classifier", "provenance"},
