@@ -301,7 +301,7 @@ def seeds_text(seeds: Sequence[int]) -> str:
     trained = [seed for seed in seeds if seed >= 0]
     texts = [("seed " if len(trained) == 1 else "seeds ") + ", ".join(map(str, trained))] if trained else []
     if len(trained) < len(seeds):
-        texts.append("trained elsewhere")
+        texts.append("a model trained elsewhere" if trained else "trained elsewhere")
     return "; ".join(texts)
 
 
