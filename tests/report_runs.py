@@ -153,7 +153,7 @@ class FakeRun:
     epochs: int = 3
     n_test: int = 10_000
     clean_accuracy: Callable[[str, int], float | None] | None = None  # by method and seed; a gap where it is None
-    dropouts: Mapping[str, str] = field(default_factory=dict)  # by method; its label where left out
+    dropouts: Mapping[str, str | None] = field(default_factory=dict)  # by method; its label where left out
     placements: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     eot_samples: Mapping[str, int] = field(default_factory=dict)

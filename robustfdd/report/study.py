@@ -211,8 +211,10 @@ class Study:
         """A radius in words, in every unit that there is."""
         main, *other = eps.texts(self.eps_unit)
         first, *second = self.units_shown
-        if not other or other[0] == main:
-            return f"{main} {' = '.join((first, *second))}"
+        if other and other[0] == main:
+            return f"{main} ({first} = {second[0]})"
+        if not other:
+            return f"{main} {first}"
         return f"{main} {first} ({other[0]} {second[0]})"
 
     @property

@@ -54,7 +54,7 @@ def build(results: Results) -> list[Artefact]:
         return []
     rows = []
     for dropout in dict.fromkeys(str(method.dropout) for method in methods):
-        members = [method for method in methods if method.dropout == dropout]
+        members = [method for method in methods if str(method.dropout) == dropout]
         variant = members[0].settings["variant"]
         rows.append(
             (
