@@ -44,6 +44,7 @@ from robustfdd.preparation import check_compiler
 from robustfdd.progress import Display, duration
 from robustfdd.report import audit_text, combine, disagreements, main_table_text, write_report
 from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
+from robustfdd.rounding import fixed, share
 from robustfdd.specs import (
     LIBRARIES,
     AttackUse,
@@ -464,7 +465,8 @@ def train(
         display.finish()
     _say_plainly(
         out_console,
-        f"clean accuracy {100 * history['clean_accuracy']:.2f} % on {history['n_test']} test images\n"
+        f"clean accuracy {fixed(100 * share(history['clean_accuracy'], history['n_test']), 2)} % on "
+        f"{history['n_test']} test images\n"
         f"checkpoint: {checkpoint.path}",
     )
 
@@ -714,8 +716,8 @@ def report(
         combine([records.load_run(directory) for directory in runs])  # refused before anything is computed for them
     for directory in runs:
         if any((directory / "models").glob("*.safetensors")):
-            hardware = records.read_json(directory / "manifest.json").get("hardware")
-            device = hardware.get("device", "cpu") if isinstance(hardware, dict) else "cpu"
+            hardware = records.read_manifest(directory).get("hardware") or {}
+            device = hardware.get("device") or "cpu"
             _analyse(directory, data_root, device)
     page = write_report(runs, out=out)
     _print_tables(combine([records.load_run(directory) for directory in runs]))

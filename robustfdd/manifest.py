@@ -14,10 +14,12 @@ from torch import nn
 
 from robustfdd import provenance, records
 from robustfdd.catalogue import resolve_attacks, sibling
+from robustfdd.classifier import weights_digest
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import RunDirectoryError
 from robustfdd.locking import LOCK, NOTE
+from robustfdd.models import ResNet18
 from robustfdd.specs import AttackSpec, AttackUse, EngineName, EpsUnit, Method, Precision, Protocol, StudySpec
 from robustfdd.text import printable
 from robustfdd.threat import Norm
@@ -52,7 +54,28 @@ def describe_attack(spec: AttackSpec, eps: Mapping[Norm, Sequence[float]], sourc
         "access": spec.access,
         **({"source": source} if source else {}),
         **({"note": spec.note} if spec.note else {}),
+        # Left out where it is, as it is of every attack of this package with these parameters.
+        **({} if _is_plain_pgd(spec) else {"plain_pgd": False}),
     }
+
+
+#: The classes whose steps follow the gradient of the cross-entropy and are projected, nothing else.
+_PGD = frozenset(
+    {
+        "PGD",
+        "ProjectedGradientDescentPyTorch",
+        *("LinfBasicIterativeAttack", "LinfProjectedGradientDescentAttack"),
+        *("L2BasicIterativeAttack", "L2ProjectedGradientDescentAttack"),
+    }
+)
+
+
+def _is_plain_pgd(spec: AttackSpec) -> bool:
+    """Whether an attack with the parameters of PGD is projected ascent on the cross-entropy, which audits audit."""
+    spelled = [spelling for norms in spec.engines.values() for spelling in norms.values()]
+    if spec.access != "gradient" or set(spec.parameters) != {"steps", "relative_step"}:
+        return True
+    return all(spelling.class_ in _PGD and spelling.arguments.get("loss", "ce") == "ce" for spelling in spelled)
 
 
 def _describe_method(method: Method) -> dict[str, Any]:
@@ -135,7 +158,8 @@ def describe_model(
         "description": "",
         "dataset": dataset.name,
         "eps_unit": eps_unit,
-        "normalization": "z-score" if subject.eps_scale != 1.0 else "zero-one",
+        # Of a model that is not this package's, it is somewhere in its code.
+        "normalization": model.config.normalization if isinstance(model, ResNet18) else None,
         "protocol": protocol,
         "engines": list(engines),
         "seeds": [subject.seed],
@@ -151,7 +175,11 @@ def describe_model(
                 "variant": None,
             }
         ],
-        "model": {"class": f"{type(model).__module__}.{type(model).__qualname__}", "sha256": subject.identity},
+        "model": {
+            "class": f"{type(model).__module__}.{type(model).__qualname__}",
+            "sha256": subject.identity,
+            "weights_sha256": weights_digest(model),
+        },
         "recipe": None,
         "attacks": [
             describe_attack(spec, use.eps, source if spec.access == "transfer" else None) for use, spec in attacks
@@ -210,7 +238,7 @@ def check_same_run(run: Path, manifest: Mapping[str, Any]) -> dict[str, Any] | N
     if not path.exists():
         return None
     try:
-        found = records.read_json(path)
+        found = records.read_manifest(run)
     except RunDirectoryError as error:
         raise RunDirectoryError(f"{error}, or name another directory with --out") from error
     # Through JSON, so that what was written and what would be written are compared in the same form.

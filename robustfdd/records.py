@@ -35,7 +35,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from robustfdd import files
+from robustfdd import files, schema
 from robustfdd.checksums import column_types, json_checksum, table_digest
 from robustfdd.errors import OutOfSpaceError, RunDirectoryError
 
@@ -58,8 +58,8 @@ class Outcome(IntEnum):
     """Right before and after an attack that could not move it: a gradient of the image was NaN or infinite."""
 
 
-#: Whether a robust accuracy can be believed, from best to worst.
-Verdict = Literal["believable", "suspicious", "not believable"]
+#: Whether a robust accuracy can be believed, from best to worst; too few images give no verdict.
+Verdict = Literal["believable", "no verdict", "suspicious", "not believable"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 #: What one indicator of an audit says.
 Status = Literal["passed", "warning", "alarm", "not applicable"]
@@ -430,6 +430,11 @@ def _contradiction(frame: pd.DataFrame) -> str | None:
         lengths = {len(row[name]) for name in PER_SAMPLE}
         if len(lengths) > 1 or lengths == {0}:
             return "the lists of a row have no entries, or one has more than another"
+        if len(np.unique(row["image_index"])) < len(row["image_index"]):
+            return "an image is there twice in one row"
+        numbers = [row["eps_pixel"], row["eps_normalized"], row["seconds"], *row["distance"], *row["repeated_accuracy"]]
+        if not (np.isfinite(numbers).all() and min(numbers) >= 0 and max(row["repeated_accuracy"], default=0) <= 1):
+            return "a radius, a distance, a time or an accuracy is no number, or out of its range"
         if not np.isin(row["outcome"], list(Outcome)).all():
             return f"an outcome is none of {', '.join(str(int(outcome)) for outcome in Outcome)}"
         expected = Cell(**{name: row[name] for name in given}).row()
@@ -504,15 +509,50 @@ def write_failure(run: Path, failure: Failure) -> None:
     write_json(run / "failures" / f"{failure.unit}.json", asdict(failure))
 
 
-def _read_failure(path: Path) -> Failure:
+def read_failure(path: Path) -> Failure:
+    """A failure.
+
+    Raises:
+        RunDirectoryError: the file is missing, damaged, or holds something else; the message names it.
+    """
+    return Failure(**read_checked(path, schema.Failure))
+
+
+def read_checked(path: Path, kind: type[schema.Part]) -> dict[str, Any]:
+    """The content of a JSON file of a run directory, which is known to hold what belongs there.
+
+    Args:
+        path: the file.
+        kind: what it is.
+
+    Raises:
+        RunDirectoryError: it is missing, damaged, or holds something else; the message names file, key and what belongs
+            there.
+    """
     content = read_json(path)
-    try:
-        failure = Failure(**content)
-    except TypeError as error:
-        raise _damaged(path, f"has other keys than a failure ({error})") from error
-    if not all(isinstance(value, int if name == "seed" else str | None) for name, value in vars(failure).items()):
-        raise _damaged(path, "a value is of another type than in a failure")
-    return failure
+    wrong = schema.mistake(kind, content)
+    if wrong is not None:
+        raise _damaged(path, wrong)
+    return content
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """What a run is, from its ``manifest.json``: the one way to read it.
+
+    Raises:
+        RunDirectoryError: it is no run directory, or its manifest is damaged, of another format, or holds something
+            else; the message names file, key and what belongs there.
+    """
+    path = run / MANIFEST
+    if not path.exists():
+        raise RunDirectoryError(f"{run}: no run directory (there is no {MANIFEST} in it)")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise RunDirectoryError(f"{path}: format {manifest.get('format')!r}; this version reads {FORMAT}")
+    wrong = schema.mistake(schema.Manifest, manifest)
+    if wrong is not None:
+        raise _damaged(path, wrong)
+    return manifest
 
 
 def _files(folder: Path, suffix: str) -> list[Path]:
@@ -535,7 +575,16 @@ def read_models(run: Path) -> list[dict[str, Any]]:
     Raises:
         RunDirectoryError: one of them is damaged; the message names it.
     """
-    return [read_json(path) for path in _files(run / "models", ".json")]
+    return [read_model(path) for path in _files(run / "models", ".json")]
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """How a model was trained.
+
+    Raises:
+        RunDirectoryError: the file is missing, damaged, or holds something else; the message names it.
+    """
+    return read_checked(path, schema.Model)
 
 
 def load_run(path: str | Path) -> Run:
@@ -546,11 +595,7 @@ def load_run(path: str | Path) -> Run:
             message names it.
     """
     path = Path(path)
-    if not (path / MANIFEST).exists():
-        raise RunDirectoryError(f"{path}: no run directory (there is no {MANIFEST} in it)")
-    manifest = read_json(path / MANIFEST)
-    if manifest.get("format") != FORMAT:
-        raise RunDirectoryError(f"{path / MANIFEST}: format {manifest.get('format')!r}; this version reads {FORMAT}")
+    manifest = read_manifest(path)
     models = read_models(path)
     frames = []
     for file in _files(path / "results", ".parquet"):
@@ -558,5 +603,5 @@ def load_run(path: str | Path) -> Run:
         frame.insert(0, "unit", file.stem)
         frames.append(frame)
     cells = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["unit", *SCHEMA.names])
-    failures = [_read_failure(file) for file in _files(path / "failures", ".json")]
+    failures = [read_failure(file) for file in _files(path / "failures", ".json")]
     return Run(path, manifest, models, cells, failures, _read_analyses(path))

@@ -50,9 +50,7 @@ def read_status(run: Path) -> Status:
     Raises:
         RunDirectoryError: it is no run directory, or its manifest is damaged.
     """
-    if not (run / records.MANIFEST).exists():
-        raise RunDirectoryError(f"{run}: no run directory (there is no {records.MANIFEST} in it)")
-    manifest = records.read_json(run / records.MANIFEST)
+    manifest = records.read_manifest(run)
     held, history = is_held(run), read_journal(run)
     failures = {path.stem: path for path in sorted((run / "failures").glob("*.json"))}
     entries = [_now(entry, run, held, failures) for entry in history.tasks.values() or _planned(run, manifest)]
@@ -95,7 +93,7 @@ def _verify(entry: Entry, run: Path) -> None:
     """
     path = _file(entry, run)
     if entry.kind == "train":
-        history, checkpoint = records.read_json(path), path.with_suffix(".safetensors")
+        history, checkpoint = records.read_model(path), path.with_suffix(".safetensors")
         try:
             _check_weights(checkpoint)
             whole = files.sha256(checkpoint, files.WEIGHTS) == history.get("sha256")
@@ -138,20 +136,20 @@ def _file(entry: Entry, run: Path) -> Path:
 
 def _reason(path: Path) -> str:
     try:
-        content = records.read_json(path)
+        failure = records.read_failure(path)
     except RunDirectoryError as error:
         return str(error)
-    return f"{content.get('error')}: {content.get('message')}"
+    return f"{failure.error}: {failure.message}"
 
 
 def _planned(run: Path, manifest: dict[str, Any]) -> list[Entry]:
     """The tasks of a run without a journal, by its manifest: what has a file is done."""
-    study, units = manifest.get("study") or {}, manifest.get("units") or []
+    study, units = manifest["study"], manifest["units"]
     entries = []
     if study.get("recipe"):
-        models = [(m.get("label"), seed) for m in study.get("methods") or [] for seed in study.get("seeds") or []]
+        models = [(m["label"], seed) for m in study["methods"] for seed in study.get("seeds") or []]
         entries += [Entry(f"{label}--seed{seed}", "train", 0.0) for label, seed in models]
-    entries += [Entry(str(unit.get("unit")), "attack", 0.0) for unit in units]
+    entries += [Entry(unit["unit"], "attack", 0.0) for unit in units]
     return [replace(entry, state="done") if _file(entry, run).exists() else entry for entry in entries]
 
 

@@ -39,6 +39,7 @@ from robustfdd.measure import FORWARD_COST
 from robustfdd.models import ResNet18, build_model, file_sha256, load_model, parts_of, read_checkpoint
 from robustfdd.progress import duration
 from robustfdd.records import Failure
+from robustfdd.rounding import fixed, share
 from robustfdd.sources import Candidate, Origin, origin_of
 from robustfdd.specs import Method, Recipe, StudySpec
 from robustfdd.training import adopt_weights, train, training_code
@@ -428,8 +429,9 @@ def _train(task: Task, context: Context, report: Report) -> str:
         compile=job.compile,
     )
     history = records.read_json(path.with_suffix(".json"))
+    clean = 100 * share(history["clean_accuracy"], history["n_test"])
     resumed = f", taken up after epoch {history['resumed_after'][-1]}" if history["resumed_after"] else ""
-    return f"clean accuracy {100 * history['clean_accuracy']:.1f} %, {duration(history['seconds'])}{resumed}"
+    return f"clean accuracy {fixed(clean, 1)} %, {duration(history['seconds'])}{resumed}"
 
 
 def fresh_model(task: Task, context: Context) -> ResNet18:

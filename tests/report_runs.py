@@ -51,6 +51,12 @@ class FakeAudit:
     worst: float = 0.25
     failed: Sequence[str] = ()
     pictures: bool = True
+    norm: str = "linf"
+    eps_pixel: float = 0.25
+    attack: str = "PGD on the cross-entropy, 10 steps of 0.1 ε, random start, last iterate"
+    n_images: int = 1000
+    clean: float = 0.9
+    eot_samples: int = 0
 
     def write(self, path: Path, method: str, seed: int) -> None:
         """Write the three tables of an audit."""
@@ -66,19 +72,19 @@ class FakeAudit:
             [
                 {
                     "verdict": self.verdict,
-                    "norm": "linf",
-                    "eps_pixel": 0.25,
-                    "eps_normalized": 1.0,
-                    "attack": "PGD, 10 steps of 0.1 eps",
-                    "n_images": 1000,
-                    "clean_accuracy": 0.9,
+                    "norm": self.norm,
+                    "eps_pixel": self.eps_pixel,
+                    "eps_normalized": self.eps_pixel / SCALE,
+                    "attack": self.attack,
+                    "n_images": self.n_images,
+                    "clean_accuracy": self.clean,
                     "audited_accuracy": self.audited,
                     "worst_accuracy": self.worst,
                     "failed": np.array(self.failed, dtype=str),
                     "gradient_passes": 1000,
                     "forward_passes": 2000,
                     "seconds": 3.5,
-                    "eot_samples": 0,
+                    "eot_samples": self.eot_samples,
                     "version": "0.1",
                 }
             ]
@@ -147,7 +153,7 @@ class FakeRun:
     epochs: int = 3
     n_test: int = 10_000
     clean_accuracy: Callable[[str, int], float | None] | None = None  # by method and seed; a gap where it is None
-    dropouts: Mapping[str, str] = field(default_factory=dict)  # by method; its label where left out
+    dropouts: Mapping[str, str | None] = field(default_factory=dict)  # by method; its label where left out
     placements: Mapping[str, str] = field(default_factory=dict)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     eot_samples: Mapping[str, int] = field(default_factory=dict)
@@ -259,7 +265,7 @@ class FakeRun:
                     "title": title,
                     "deterministic": name not in self.random_attacks,
                     "eps": {norm: list(grid) for norm, grid in self.eps.items()},
-                    "parameters": {"steps": 10, "rel_stepsize": 0.1, "random_start": name in self.random_attacks},
+                    "parameters": {"steps": 10, "relative_step": 0.1},
                     **self.attack_settings.get(name, {}),
                 }
                 for name, title in self.attacks.items()

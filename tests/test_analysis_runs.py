@@ -19,6 +19,7 @@ from rich.console import Console
 from robustfdd import records
 from robustfdd.analysis import analyse_run, base
 from robustfdd.analysis.base import ANALYSES, Analysis, AnalysisUnavailableError, TrainedModel
+from robustfdd.analysis.planes import drops_last_maps
 from robustfdd.datasets import Dataset
 from robustfdd.errors import RunDirectoryError
 from robustfdd.models import load_model, save_model
@@ -85,6 +86,20 @@ def test_every_analysis_of_every_model_is_made_and_read_back(run: Path, quarters
     size = sum(path.stat().st_size for path in (run / "analysis").iterdir())
     assert size < 300_000 * len(METHODS)
     assert not [name for name in files(run) if name.endswith(".tmp")]
+
+
+def test_a_dropout_of_another_process_is_skipped_and_keeps_its_results(
+    run: Path, quarters: Dataset, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was registered from Python is not there when the command line makes a report."""
+    assert analyse_run(run, dataset=quarters) == []
+    before = files(run)
+    change(monkeypatch, applies=drops_last_maps)
+    monkeypatch.delitem(sys.modules["robustfdd.dropouts.base"]._REGISTRY, "fdd-2d")
+    (note,) = [note for note in analyse_run(run, dataset=quarters) if note.method == METHODS[1]]
+    assert note.kind == "skipped"
+    assert "its dropout 'fdd-2d' is not registered in this process" in note.message
+    assert {name for name in before if METHODS[1] in name} <= set(files(run))
 
 
 def test_what_is_written_is_read(run: Path, quarters: Dataset, recorder: Recorder) -> None:

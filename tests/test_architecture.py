@@ -12,14 +12,15 @@ from conftest import ROOT
 PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
-    {"errors", "text", "checksums", "files", "ending"},
+    {"errors", "text", "checksums", "files", "ending", "rounding"},
+    {"schema"},
     {"threat", "records", "published", "code_version", "locking", "journal"},
-    {"specs", "status", "sources"},
+    {"specs", "status", "sources", "audited"},
     {"catalogue"},
     {"datasets", "dropouts", "layout", "progress", "randomness"},
     {"classifier", "provenance"},
     {"ascent"},
-    {"adversarial_training", "iterates", "square"},
+    {"adversarial_training", "iterates", "square", "watched_gradient"},
     {"models", "engines", "preparation", "batching"},
     {"resume", "measure", "foreign"},
     {"training", "identity"},

@@ -165,6 +165,8 @@ def test_sparseness_is_compared_with_original_dropout(tmp_path: Path, share: flo
             "share_near_zero_relative": relative,
             "share_near_zero": [value / 2 for value in relative],
             "near_zero_relative": 0.1,
+            "n_images": 100,
+            "n_features": 512,
         }
     )
     found = decided(run_with(), tmp_path, activation_summary=table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from report_runs import FakeRun, Key
+from report_runs import FakeAudit, FakeRun, Key
 from typer.testing import CliRunner
 
 from robustfdd.cli import app
 from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.records import Failure, Run, load_run, write_analysis
-from robustfdd.report import combine, run_notes
+from robustfdd.report import combine, run_notes, write_report
+from robustfdd.report.artefacts import all_artefacts
 from robustfdd.report.artefacts.table2 import build as table2
 from robustfdd.report.results import sort_results
 from robustfdd.report.tables import main_tables
@@ -162,7 +164,7 @@ def test_a_model_from_elsewhere_may_stand_beside_trained_ones(tmp_path: Path) ->
     assert run.manifest["parts"][0]["model"]["sha256"] == "ff"
     assert results.study.seeds == (-1, 0, 1)
     (table,) = main_tables(results)
-    assert "over seeds 0, 1; a model that was not trained here." in table.caption
+    assert "over seeds 0, 1; a model trained elsewhere." in table.caption
     assert [entry.n_planned for entry in table.rows[0].entries] == [1, 2, 2]
     (clean,) = table2(results)
     assert clean.grid is not None
@@ -329,9 +331,11 @@ def test_analyses_of_other_columns_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
-    parts = [load(SEED_0, tmp_path / "a"), load(replace(SEED_1, manifest={"units": None}), tmp_path / "b")]
-    with pytest.raises(RunDirectoryError, match=r"/b/manifest\.json: a key has another form"):
-        combine(parts)
+    load(SEED_0, tmp_path / "a")
+    replace(SEED_1, manifest={"units": None}).write(tmp_path / "b")
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "a"), str(tmp_path / "b")])
+    assert result.exit_code == 2
+    assert "b/manifest.json: units should be a valid list" in result.output
 
 
 def test_the_command_reports_several_runs_as_one(tmp_path: Path) -> None:
@@ -340,7 +344,7 @@ def test_the_command_reports_several_runs_as_one(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert result.output.count("Robust accuracy (%), L∞") == 1
     assert "90.0 ± 0.0" not in result.output
-    assert "90.2 ± 0.4" in result.output  # clean: 900 and 905 of 1,000
+    assert "90.3 ± 0.4" in result.output  # clean: 900 and 905 of 1,000, a half that is rounded away from zero
     refused = CliRunner().invoke(app, ["report", str(paths[0]), str(paths[0])])
     assert refused.exit_code == 2
     assert "name it once" in refused.output
@@ -350,3 +354,129 @@ def test_cells_keep_their_images(tmp_path: Path) -> None:
     run = combine([load(SEED_0, tmp_path / "a"), load(SEED_1, tmp_path / "b")])
     assert len(run.cells) == 2 * 2 * 3
     assert all(np.array_equal(index, np.arange(N)) for index in run.cells["image_index"])
+
+
+def own(label: str, digit: str, *, unit: int = 0, **study: Any) -> FakeRun:
+    """What `robustfdd attack` leaves of a model that was trained elsewhere, as earlier versions wrote it."""
+    model = {"class": f"net{digit}.Net", "sha256": digit * 64, "weights_sha256": f"{digit}w"}
+    return FakeRun(
+        counts,
+        methods=[(label, label)],
+        seeds=(-1,),
+        engines=("native",),
+        models=False,
+        first_unit=unit,
+        dropouts={label: None},
+        study={"recipe": None, "seeds": [-1], "model": model, "open_choices": {}, **study},
+    )
+
+
+def page_of(*paths: Path) -> str:
+    """The text of the page of some runs, without its scripts."""
+    html = write_report(paths, out=paths[0] / "out").read_text(encoding="utf-8")
+    html = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", html, flags=re.DOTALL)
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+@pytest.fixture
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
+        monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_own_models_keep_their_own_class_and_checksum(tmp_path: Path) -> None:
+    paths = [own("mine", "a").write(tmp_path / "a"), own("yours", "b", unit=50).write(tmp_path / "b")]
+    text = page_of(*paths)
+    for digit in "ab":
+        assert text.count(f"net{digit}.Net") == 2  # with the methods, and with the run that it is of
+        assert digit * 64 in text
+        assert f"{digit}w" in text
+    assert not re.search(r"seeds?:? -1", text)
+    assert "-1" not in text
+    assert "seeds trained elsewhere" in text
+    # Nothing is claimed of a normalisation that is in somebody's code.
+    assert "z-score" not in text
+    assert "normalization not known of every model" in text
+    assert "eps_scale" not in text
+    assert "how a model that was trained elsewhere normalises them is not known" in text
+    results = sort_results(combine([load_run(path) for path in paths]))
+    (table,) = main_tables(results)
+    assert table.grid.headers[:2] == ("Attack", "ε (pixel)")
+    assert [row[1] for row in table.grid.rows[:3]] == ["0", "0.125", "0.25"]
+    assert table.frame()["eps_normalized"].isna().all()
+    assert results.long_table()["eps_normalized"].isna().all()
+
+
+@pytest.mark.usefixtures("_no_pictures")
+def test_a_model_from_elsewhere_takes_the_normalised_epsilon_from_a_common_table(tmp_path: Path) -> None:
+    """Of a trained one beside it as well: one column cannot be true of one method and false of another."""
+    elsewhere = replace(
+        own("mine", "a", unit=50, normalization=None),
+        engines=("foolbox",),
+        eps_unit="pixel",
+        eps={"linf": [0.125, 0.25]},
+    )
+    parts = [load(SEED_0, tmp_path / "a"), load(elsewhere, tmp_path / "b")]
+    results = sort_results(combine(parts))
+    (table,) = main_tables(results)
+    assert [row[1] for row in table.grid.rows[:3]] == ["0", "0.125", "0.25"]
+    assert all(entry.mean is not None for row in table.rows for entry in row.entries)
+    assert results.unplanned == 0
+
+
+def only_audit(label: str, digit: str, *, images: int, weights: str | None = None) -> FakeRun:
+    """What `robustfdd audit` leaves of the same model, looked at with other images."""
+    found = own(label, digit, protocol="paper", test_images=images)
+    model = {**found.study["model"], "sha256": "9" * 64, "weights_sha256": weights or f"{digit}w"}
+    verdict = FakeAudit("suspicious", n_images=images, pictures=False)
+    study = {**found.study, "model": model}
+    return replace(found, attacks={}, engines=("native",), study=study, audits={(label, -1): verdict})
+
+
+def test_an_audit_stands_beside_the_strong_attacks_on_the_same_model(tmp_path: Path) -> None:
+    strong = own("mine", "a", protocol="strong", test_images=1000)
+    parts = [load(strong, tmp_path / "a"), load(only_audit("mine", "a", images=200), tmp_path / "b")]
+    for runs in (parts, parts[::-1]):
+        results = sort_results(combine(runs))
+        assert results.study.protocol == "strong"
+        assert results.study.engines == ("native",)
+        (table,) = main_tables(results)
+        assert "Not audited here: the audit was of PGD on the cross-entropy" in table.caption
+        assert "on 200 of the 1,000 images" in table.caption
+        assert "Not audited: mine" in [note.title for note in run_notes(results.run)]
+
+
+def test_an_audit_of_another_model_is_not_that_of_the_label(tmp_path: Path) -> None:
+    parts = [
+        load(own("mine", "a"), tmp_path / "a"),
+        load(only_audit("mine", "a", images=200, weights="x"), tmp_path / "b"),
+    ]
+    with pytest.raises(RunDirectoryError, match=r'the model of "mine"\.weights_sha256 is aw in the first and x'):
+        combine(parts)
+
+
+def test_a_report_needs_no_registry(tmp_path: Path) -> None:
+    """Dropouts, attacks, engines and data sets of another process are shown as the manifest has them."""
+    variant = {
+        "title": "Mine",
+        "site": "maps",
+        "strategy": "Mine",
+        "adaptive": True,
+        "dynamic": True,
+        "source": "Me 2024",
+    }
+    run = FakeRun(
+        counts,
+        methods=[("none", "None"), ("mine", "Mine")],
+        dropouts={"mine": "registered-elsewhere"},
+        variants={"mine": variant},
+        attacks={"my-attack": "My attack"},
+        engines=("my-engine",),
+        manifest={"dataset": {"name": "my-data", "title": "My data", "n_test": 10_000}},
+    )
+    results = sort_results(load_run(run.write(tmp_path)))
+    (table,) = main_tables(results)
+    assert {row.title for row in table.rows} == {"Clean", "My attack", "Worst case"}
+    assert "My data" in table.caption
+    assert [artefact.name for artefact in all_artefacts(results)]

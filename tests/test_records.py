@@ -61,7 +61,16 @@ def make_cell(outcome: list[int], eps: float = 0.1) -> Cell:
 
 
 def make_run(path: Path) -> None:
-    write_json(path / "manifest.json", {"format": FORMAT})
+    study = {
+        "name": "s",
+        "dataset": "d",
+        "eps_unit": "pixel",
+        "protocol": "paper",
+        "engines": [],
+        "methods": [{"label": "none"}],
+        "attacks": [],
+    }
+    write_json(path / "manifest.json", {"format": FORMAT, "study": study, "eps_scale": 1.0, "units": []})
     write_cells(path / "results" / "u.parquet", [make_cell([0, 1, 1, 2])], key="k")
 
 
@@ -232,11 +241,11 @@ def test_nan_is_not_written_as_json(tmp_path: Path) -> None:
 
 def test_a_run_is_read_whole(tmp_path: Path) -> None:
     make_run(tmp_path)
-    write_json(tmp_path / "models" / "m.json", {"method": "none"})
+    write_json(tmp_path / "models" / "m.json", {"method": "none", "seed": 0})
     write_failure(tmp_path, Failure(**FAILURE))
     run = load_run(tmp_path)
     assert run.cells.unit.tolist() == ["u"]
-    assert run.models == [{"method": "none"}]
+    assert run.models == [{"method": "none", "seed": 0}]
     assert run.failures[0].message == "why"
 
 
@@ -252,8 +261,11 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
         (lambda p: (p / "results" / "u.parquet").write_bytes(b"x"), "not readable as Parquet"),
         (lambda p: (p / "results" / "u.parquet").unlink() or (p / "results" / "u.parquet").mkdir(), "Is a directory"),
         (lambda p: (p / "analysis").write_text("x"), "analysis: cannot be read"),
-        (lambda p: write_json(p / "failures" / "f.json", {"a": 1}), "other keys than a failure"),
-        (lambda p: write_json(p / "failures" / "f.json", {**FAILURE, "seed": "0"}), "of another type"),
+        (lambda p: write_json(p / "failures" / "f.json", {"a": 1}), "f.json: unit is missing"),
+        (
+            lambda p: write_json(p / "failures" / "f.json", {**FAILURE, "seed": "0"}),
+            "f.json: seed should be a valid integer, not '0'",
+        ),
     ],
 )
 def test_damage_is_named(tmp_path: Path, damage, says: str) -> None:

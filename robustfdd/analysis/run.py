@@ -17,6 +17,7 @@ from robustfdd.analysis.base import ANALYSES, Analysis, AnalysisUnavailableError
 from robustfdd.catalogue import parse
 from robustfdd.code_version import code_version
 from robustfdd.datasets import Dataset, load_dataset
+from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, OutOfSpaceError, RunDirectoryError
 from robustfdd.models import Checkpoint, check_same_data, load_model, own_config, parts_of, read_checkpoint
 from robustfdd.progress import Display
@@ -114,7 +115,7 @@ def analyse_run(
     Raises:
         RunDirectoryError: it is no run directory, or its manifest or the JSON file of a model is damaged.
     """
-    manifest = records.read_json(run / "manifest.json")
+    manifest = records.read_manifest(run)
     models = records.read_models(run)
     if not models:
         return []
@@ -135,6 +136,7 @@ def analyse_run(
     for method, seed, path in described:
         try:
             checkpoint = read_checkpoint(path)
+            _check_dropout(checkpoint)
             tasks = _tasks(run, checkpoint, method, seed, data_sha256, torch.device(device))
         except CheckpointError as error:
             notes.append(Note("skipped", None, method, seed, str(error)))
@@ -167,6 +169,20 @@ def analyse_run(
                 note = _make(run, task, trained, method, seed, display)
                 notes += [note] if note else []
     return notes
+
+
+def _check_dropout(checkpoint: Checkpoint) -> None:
+    """Make sure that the network of a checkpoint can be built in this process.
+
+    Raises:
+        CheckpointError: it is somebody else's, or its dropout was registered in another process.
+    """
+    name = own_config(checkpoint).dropout
+    if name not in DROPOUTS:
+        raise CheckpointError(
+            f"{checkpoint.path}: its dropout {name!r} is not registered in this process; import the module that does, "
+            "and analyse from Python"
+        )
 
 
 def _tasks(

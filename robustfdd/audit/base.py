@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from robustfdd.records import Status, Verdict
+from robustfdd.audited import ALARM_POINTS, verdict_of
+from robustfdd.records import Status
 
 if TYPE_CHECKING:
     from robustfdd.audit.evidence import Evidence
 
+__all__ = [
+    "ALARM_POINTS",
+    "INDICATORS",
+    "WARNING_POINTS",
+    "Finding",
+    "Indicator",
+    "Line",
+    "graded",
+    "positions",
+    "register",
+    "verdict_of",
+]
+
 #: Margin, in percentage points of all images, by which one attack must beat another before a warning is given: twice
 #: the steps that still gain more than this were too few (Carlini et al. 2019).
 WARNING_POINTS = 1.0
-#: The same for an alarm. No plain and no adversarially trained control lost as much to a loss that looks elsewhere; see
-#: the confusion table in the documentation.
-ALARM_POINTS = 10.0
 
 
 @dataclass(frozen=True)
@@ -125,10 +136,3 @@ def graded(value: float, *, warning: float, alarm: float | None = None, least: f
 def positions(images: Tensor) -> tuple[int, ...]:
     """Where a choice of images, boolean, shape (N,), is true; ascending."""
     return tuple(images.nonzero().squeeze(1).tolist())
-
-
-def verdict_of(found: Collection[Status]) -> Verdict:
-    """Not believable with any alarm, suspicious with any warning, else believable."""
-    if "alarm" in found:
-        return "not believable"
-    return "suspicious" if "warning" in found else "believable"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from robustfdd import ascent
 from robustfdd.ascent import LOSSES, Ascent, Loss
 from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, graded, positions
+from robustfdd.audited import PgdSettings
 from robustfdd.classifier import Asked, ExpectedPrediction, batches
 from robustfdd.datasets.base import to_pixels
 from robustfdd.engines.base import random_start
@@ -76,9 +77,7 @@ class AuditedAttack:
         return 2.5 / self.steps if self.relative_step is None else self.relative_step
 
     def __str__(self) -> str:
-        begin = "random start" if self.random_start else "no random start"
-        end = "best iterate" if self.best_iterate else "last iterate"
-        return f"PGD on the cross-entropy, {self.steps} steps of {self.step:.4g} ε, {begin}, {end}"
+        return str(PgdSettings(self.steps, self.step, self.random_start, self.best_iterate))
 
 
 @dataclass(frozen=True)

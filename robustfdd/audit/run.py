@@ -70,7 +70,7 @@ class Audit:
     """Whether the robust accuracy of a model at one radius can be believed, and why.
 
     Attributes:
-        verdict: ``"believable"``, ``"suspicious"`` or ``"not believable"``.
+        verdict: ``"believable"``, ``"suspicious"``, ``"not believable"``, or ``"no verdict"`` for too few images.
         threat: norm and radius, in pixel units.
         attack: the attack whose figure is audited, in words.
         n_images: test images looked at.
@@ -280,7 +280,7 @@ def audit_images(
         pictures = lines(evidence)
     n = evidence.n_images
     return Audit(
-        verdict=verdict_of([result.status for result in results]),
+        verdict=verdict_of([result.status for result in results], len(evidence.y)),
         threat=threat,
         attack=str(attack),
         n_images=n,

@@ -150,7 +150,7 @@ def audit_run(
     Raises:
         RunDirectoryError: it is no run directory, or its manifest or the JSON file of a model is damaged.
     """
-    manifest = records.read_json(run / "manifest.json")
+    manifest = records.read_manifest(run)
     plan = plan_of(manifest)
     notes: list[Note] = []
     subjects = _subjects(run, manifest, plan, notes)
@@ -180,7 +180,7 @@ def _subjects(run: Path, manifest: Mapping[str, Any], plan: AuditPlan, notes: li
         raise RunDirectoryError(f"{run}: the manifest lacks what an audit needs ({error!r})") from error
     found = []
     for file in sorted((run / "models").glob("*.json"), key=lambda file: _position(file, methods)):
-        model = records.read_json(file)
+        model = records.read_model(file)
         try:
             method, seed, path = trained_model(run, model)
         except (KeyError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations, groupby
 from typing import Any
 
@@ -13,7 +14,8 @@ import pandas as pd
 from robustfdd.records import Outcome
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Place, Results
-from robustfdd.report.study import Epsilon, EpsUnit, norm_title, number, one_image, signed, unit_titles
+from robustfdd.report.study import Epsilon, Study, norm_title, number, one_image, seed_text, signed
+from robustfdd.rounding import fixed, mean
 
 #: Two engines that run one deterministic attack on one model should find the same; more than this many percentage
 #: points of robust accuracy between them is more than rounding can explain.
@@ -36,7 +38,8 @@ class Agreement:
         n_images: images that both engines have.
         n_attacked: images that both attacked.
         n_same: those of them with the same outcome.
-        robust_accuracy: of each engine, over ``n_images``, in [0, 1].
+        n_survived: of each engine, of ``n_images``.
+        radius: in words, in every unit that there is.
     """
 
     study: str
@@ -52,18 +55,25 @@ class Agreement:
     n_images: int
     n_attacked: int
     n_same: int
-    robust_accuracy: tuple[float, float]
+    n_survived: tuple[int, int]
+    radius: str
 
     @property
-    def same_outcome(self) -> float | None:
+    def robust_accuracy(self) -> tuple[Fraction, Fraction]:
+        """Of each engine, over ``n_images``, in [0, 1]."""
+        first, second = self.n_survived
+        return Fraction(first, self.n_images), Fraction(second, self.n_images)
+
+    @property
+    def same_outcome(self) -> Fraction | None:
         """The share of attacked images with the same outcome; None if none was attacked by both."""
-        return self.n_same / self.n_attacked if self.n_attacked else None
+        return Fraction(self.n_same, self.n_attacked) if self.n_attacked else None
 
     @property
-    def difference(self) -> float:
+    def difference(self) -> Fraction:
         """Robust accuracy of the second engine minus that of the first, in percentage points."""
-        # Both are counts over one number of images: rounding takes float noise away and nothing else.
-        return round(100 * (self.robust_accuracy[1] - self.robust_accuracy[0]), 9)
+        first, second = self.robust_accuracy
+        return 100 * (second - first)
 
     @property
     def flagged(self) -> bool:
@@ -73,9 +83,9 @@ class Agreement:
     def __str__(self) -> str:
         first, second = self.engines
         return (
-            f"{self.attack_title}, {norm_title(self.norm)}, eps {number(self.eps.normalized)} normalised "
-            f"({number(self.eps.pixel)} pixel), {self.method_title}, seed {self.seed}: {second} differs from {first} "
-            f"by {signed(self.difference)} points of robust accuracy on {self.n_images:,} images"
+            f"{self.attack_title}, {norm_title(self.norm)}, eps {self.radius}, {self.method_title}, "
+            f"{seed_text(self.seed)}: {second} differs from {first} by {signed(self.difference)} points of robust "
+            f"accuracy on {self.n_images:,} images"
         )
 
 
@@ -117,10 +127,11 @@ def compare_engines(results: Results) -> list[Agreement]:
                                     n_images=len(i),
                                     n_attacked=int(attacked.sum()),
                                     n_same=int((outcome_a == outcome_b)[attacked].sum()),
-                                    robust_accuracy=(
-                                        float((outcome_a == Outcome.SURVIVED).mean()),
-                                        float((outcome_b == Outcome.SURVIVED).mean()),
+                                    n_survived=(
+                                        int((outcome_a == Outcome.SURVIVED).sum()),
+                                        int((outcome_b == Outcome.SURVIVED).sum()),
                                     ),
+                                    radius=study.radius(eps),
                                 )
                             )
     return found
@@ -131,8 +142,8 @@ def _by_attack(agreements: Sequence[Agreement]) -> list[list[Agreement]]:
     return [list(group) for _, group in groups]
 
 
-def _percent(share: float | None) -> str:
-    return GAP if share is None else f"{100 * share:.2f}"
+def _percent(share: Fraction | None) -> str:
+    return GAP if share is None else fixed(100 * share, 2)
 
 
 def _images(agreements: Sequence[Agreement]) -> str:
@@ -158,7 +169,7 @@ def summary_grid(agreements: Sequence[Agreement]) -> Grid:
     rows, alarms = [], set()
     for i, group in enumerate(_by_attack(agreements)):
         attacked = sum(item.n_attacked for item in group)
-        same = sum(item.n_same for item in group) / attacked if attacked else None
+        same = Fraction(sum(item.n_same for item in group), attacked) if attacked else None
         n_flagged = sum(item.flagged for item in group)
         deterministic = all(item.deterministic for item in group)
         widest = max(group, key=lambda item: abs(item.difference))
@@ -171,7 +182,7 @@ def summary_grid(agreements: Sequence[Agreement]) -> Grid:
                 _images(group),
                 str(len(group)),
                 _percent(same),
-                signed(float(np.mean([item.difference for item in group]))),
+                signed(mean([item.difference for item in group])),
                 signed(widest.difference),
                 f"DIFFERS ({n_flagged})" if n_flagged else ("0" if deterministic else GAP),
             )
@@ -200,7 +211,7 @@ def summary_grid(agreements: Sequence[Agreement]) -> Grid:
     )
 
 
-def detail_grid(agreements: Sequence[Agreement], eps_unit: EpsUnit) -> Grid:
+def detail_grid(agreements: Sequence[Agreement], study: Study) -> Grid:
     """One line for each method, seed, attack, norm, radius and pair of engines."""
     return Grid(
         name="agreement-cells",
@@ -212,7 +223,7 @@ def detail_grid(agreements: Sequence[Agreement], eps_unit: EpsUnit) -> Grid:
             "Method",
             "Engines",
             "Seed",
-            *(f"ε ({unit})" for unit in unit_titles(eps_unit)),
+            *(f"ε ({unit})" for unit in study.units_shown),
             "Images",
             "Attacked",
             "Same outcome (%)",
@@ -225,8 +236,8 @@ def detail_grid(agreements: Sequence[Agreement], eps_unit: EpsUnit) -> Grid:
                 norm_title(item.norm),
                 item.method_title,
                 f"{item.engines[1]} − {item.engines[0]}",
-                str(item.seed),
-                *item.eps.texts(eps_unit),
+                str(item.seed) if item.seed >= 0 else seed_text(item.seed),
+                *item.eps.texts(study.eps_unit),
                 f"{item.n_images:,}",
                 f"{item.n_attacked:,}",
                 _percent(item.same_outcome),
@@ -258,10 +269,10 @@ def agreement_frame(agreements: Sequence[Agreement]) -> pd.DataFrame:
             "n_images": item.n_images,
             "n_attacked": item.n_attacked,
             "n_same": item.n_same,
-            "same_outcome": item.same_outcome,
-            "robust_accuracy_a": item.robust_accuracy[0],
-            "robust_accuracy_b": item.robust_accuracy[1],
-            "difference_points": item.difference,
+            "same_outcome": None if item.same_outcome is None else float(item.same_outcome),
+            "robust_accuracy_a": float(item.robust_accuracy[0]),
+            "robust_accuracy_b": float(item.robust_accuracy[1]),
+            "difference_points": float(item.difference),
             "flagged": item.flagged,
         }
         for item in agreements

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 
-from robustfdd.errors import RunDirectoryError
+from robustfdd.report.columns import check_columns
+from robustfdd.report.grid import GAP
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
+from robustfdd.rounding import Figure, fixed, fixed_root, mean, share, variance
 
 
 def analysis_table(results: Results, name: str, columns: Collection[str]) -> pd.DataFrame | None:
@@ -27,17 +31,12 @@ def analysis_table(results: Results, name: str, columns: Collection[str]) -> pd.
         At least one row; None where the run has none.
 
     Raises:
-        RunDirectoryError: a column is missing.
+        RunDirectoryError: a column is missing, or holds something else than it should.
     """
     frame = results.run.analyses.get(name)
     if frame is None:
         return None
-    missing = sorted(set(columns) - set(frame.columns))
-    if missing:
-        raise RunDirectoryError(
-            f"{results.run.path / 'analysis'}: the files {name}--* have no column {', '.join(missing)}; remove them, "
-            "and the next analysis remakes them"
-        )
+    check_columns(frame, name, results.run.path / "analysis", columns)
     order = {method.label: i for i, method in enumerate(results.study.methods)}
     frame = frame[frame["method"].isin(list(order))]
     position = pd.Series([order[label] for label in frame["method"]], index=frame.index)
@@ -57,10 +56,18 @@ def first_of(methods: Sequence[Method], dropout: str) -> Method | None:
     return next((method for method in found if method.label == dropout), found[0] if found else None)
 
 
-def mean_and_spread(values: Sequence[float], decimals: int) -> str:
+def mean_and_spread(values: Sequence[Figure], decimals: int) -> str:
     """The mean over seeds, and the sample standard deviation where there are several."""
-    spread = f" ± {np.std(values, ddof=1):.{decimals}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{decimals}f}{spread}"
+    if not all(math.isfinite(value) for value in values):
+        return GAP
+    spread = f" ± {fixed_root(variance(values), decimals)}" if len(values) > 1 else ""
+    return f"{fixed(mean(values), decimals)}{spread}"
+
+
+def shares(rows: pd.DataFrame, column: str) -> list[Fraction]:
+    """The shares of a column as counts over all features of all images, one a model."""
+    sizes = rows["n_images"] * rows["n_features"]
+    return [share(value, int(of)) for value, of in zip(rows[column], sizes, strict=True)]
 
 
 def seeds_of(frame: pd.DataFrame) -> list[int]:

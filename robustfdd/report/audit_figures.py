@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from robustfdd.report.audit import listed
+from robustfdd.report.columns import listed
 from robustfdd.report.figures import drawing, render
 from robustfdd.report.study import Method, number
 from robustfdd.report.style import style

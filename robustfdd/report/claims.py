@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import product
 from typing import Any, Literal
 
 from scipy.stats import ttest_1samp
 
 from robustfdd.published import load
-from robustfdd.report.analyses import analysis_table
+from robustfdd.report.analyses import analysis_table, shares
 from robustfdd.report.matching import Pair, match_cells, run_dataset
 from robustfdd.report.results import Results
 from robustfdd.report.statistics import LEVEL, compare
 from robustfdd.report.study import Method, norm_title, number, signed
 from robustfdd.report.tables import entry_at
 from robustfdd.report.training import clean_accuracy
+from robustfdd.rounding import Figure, exact, fixed, mean
 
 Verdict = Literal["holds", "mostly holds", "mostly fails", "does not hold", "not decided"]
 
@@ -35,7 +37,7 @@ _ATTACKS = ("fgsm", "bim", "pgd")
 _POSITIVE = {"kappa": 0.8, "alpha": 0.1}
 
 #: Accuracy in percent by method, then by attack, norm and radius.
-Cells = Mapping[str, Mapping[tuple[str, str, str], float]]
+Cells = Mapping[str, Mapping[tuple[str, str, str], Fraction]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Evidence:
     methods: Mapping[str, Method]
     ours: Mapping[str, Cells]
     paper: Mapping[str, Cells]
-    clean: Mapping[str, Sequence[float]]
+    clean: Mapping[str, Sequence[Fraction]]
 
     def title(self, name: str) -> str:
         """The method as a reader knows it."""
@@ -111,19 +113,17 @@ def _counted(n_true: int, n_false: int) -> Verdict:
     return "mostly holds" if n_true > n_false else "mostly fails"
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
-    # Without the noise of the last digits, which would decide between equal means.
-    return round(sum(found) / len(found), 9)
+def _mean(values: Iterable[Figure]) -> Fraction:
+    return mean(list(values))
 
 
 def _p(value: float | None) -> str:
-    return "no test" if value is None else "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return "no test" if value is None else "p < 0.001" if value < 0.001 else f"p = {fixed(value, 3)}"
 
 
-def _tally(differences: Iterable[float]) -> tuple[int, int, int]:
+def _tally(differences: Iterable[Fraction]) -> tuple[int, int, int]:
     """How many are above 0, below 0 and 0."""
-    found = [round(difference, 9) for difference in differences]
+    found = list(differences)
     return sum(d > 0 for d in found), sum(d < 0 for d in found), sum(d == 0 for d in found)
 
 
@@ -148,7 +148,7 @@ def _significantly_better(evidence: Evidence) -> Finding | None:
 
 
 def _best_is_fdd(evidence: Evidence) -> Finding | None:
-    def verdict(means: Mapping[str, float]) -> Verdict | None:
+    def verdict(means: Mapping[str, Fraction]) -> Verdict | None:
         ours = [value for name, value in means.items() if name in FDD]
         rivals = [value for name, value in means.items() if name not in FDD]
         return _counted(*_tally([max(ours) - max(rivals)])[:2]) if ours and rivals else None
@@ -160,19 +160,19 @@ def _best_is_fdd(evidence: Evidence) -> Finding | None:
     best = max((name for name in means if name in FDD), key=means.__getitem__)
     rival = max((name for name in means if name not in FDD), key=means.__getitem__)
     published = {
-        cell.method: cell.accuracy_percent for cell in load().cells_of(run_dataset(evidence.results), "table2")
+        cell.method: exact(cell.accuracy_percent) for cell in load().cells_of(run_dataset(evidence.results), "table2")
     }
     text = (
-        f"best FDD: {evidence.title(best)} {means[best]:.2f} %; "
-        f"best other: {evidence.title(rival)} {means[rival]:.2f} %"
+        f"best FDD: {evidence.title(best)} {fixed(means[best], 2)} %; "
+        f"best other: {evidence.title(rival)} {fixed(means[rival], 2)} %"
     )
     return Finding(found, text, verdict(published))
 
 
 def _better_under_attack(evidence: Evidence) -> Finding | None:
-    def gaps(cells: Cells) -> dict[tuple[str, str, tuple[str, str, str]], float]:
+    def gaps(cells: Cells) -> dict[tuple[str, str, tuple[str, str, str]], Fraction]:
         return {
-            (fdd, rival, key): round(value - cells[rival][key], 9)
+            (fdd, rival, key): value - cells[rival][key]
             for fdd in FDD
             for rival in _TABLE3_BASELINES
             for key, value in cells.get(fdd, {}).items()
@@ -244,14 +244,14 @@ def _fdd_1d_on_top(evidence: Evidence) -> Finding | None:
 
 
 def _sparser(evidence: Evidence) -> Finding | None:
-    columns = ("share_near_zero_relative", "share_near_zero", "near_zero_relative")
+    columns = ("share_near_zero_relative", "share_near_zero", "near_zero_relative", "n_images", "n_features")
     frame = analysis_table(evidence.results, "activation-summary", columns)
     if frame is None:
         return None
     labels = {method.label: name for name, method in evidence.methods.items()}
     frame = frame[frame["method"].isin(list(labels))]
     means = {
-        column: {labels[str(label)]: _mean(mine[column]) for label, mine in frame.groupby("method")}
+        column: {labels[str(label)]: _mean(shares(mine, column)) for label, mine in frame.groupby("method")}
         for column in columns[:2]
     }
     relative, absolute = means[columns[0]], means[columns[1]]
@@ -262,7 +262,7 @@ def _sparser(evidence: Evidence) -> Finding | None:
     counts = [_tally(found[name] - found["original"] for name in ours) for found in (relative, absolute)]
     limit = float(frame["near_zero_relative"].iloc[0])
     text = f"below {limit:g} of the network's mean activation: " + "; ".join(
-        f"{evidence.title(name)} {100 * relative[name]:.1f} %" for name in shown
+        f"{evidence.title(name)} {fixed(100 * relative[name], 1)} %" for name in shown
     )
     if _counted(*counts[0][:2]) != _counted(*counts[1][:2]):
         text += "; by an absolute limit the order is another"
@@ -278,14 +278,14 @@ def _negative_is_better(evidence: Evidence) -> Finding | None:
         positive = list(clean_accuracy(evidence.results, twin.label).values()) if twin else []
         if name not in evidence.clean or not positive:
             continue
-        mean = _mean(evidence.clean[name])
+        own = _mean(evidence.clean[name])
         rivals = {"positive": _mean(positive)} | {
             rival: _mean(evidence.clean[rival]) for rival in _TABLE3_BASELINES if rival in evidence.clean
         }
-        gaps += [mean - value for value in rivals.values()]
+        gaps += [own - value for value in rivals.values()]
         best = max((rival for rival in rivals if rival != "positive"), key=rivals.__getitem__, default=None)
-        text = f"{evidence.title(name)} {signed(mean - rivals['positive'])} points to positive"
-        parts.append(text + (f", {signed(mean - rivals[best])} to {evidence.title(best)}" if best else ""))
+        text = f"{evidence.title(name)} {signed(own - rivals['positive'])} points to positive"
+        parts.append(text + (f", {signed(own - rivals[best])} to {evidence.title(best)}" if best else ""))
     if not gaps:
         return None
     higher, lower, ties = _tally(gaps)
@@ -324,11 +324,13 @@ def _dense_is_dispersed(evidence: Evidence) -> Finding | None:
         if len(gaps) < 3:
             return None
         test = ttest_1samp(gaps, 0.0)
-        parts.append(f"{words}: {_mean(gaps):+.3f} nats over {len(gaps)} networks ({_p(float(test.pvalue))})")
+        parts.append(
+            f"{words}: {fixed(_mean(gaps), 3, sign=True)} nats over {len(gaps)} networks ({_p(float(test.pvalue))})"
+        )
         verdicts.append(bool(test.pvalue < LEVEL and _mean(gaps) > 0))
     published = load()
     paper = published.value("heat-map-entropy-high-density") - published.value("heat-map-entropy-low-density")
-    text = f"high minus low, {'; '.join(parts)}; the paper's: {paper:+.3f}"
+    text = f"high minus low, {'; '.join(parts)}; the paper's: {fixed(paper, 3, sign=True)}"
     return Finding(_counted(sum(verdicts), len(verdicts) - sum(verdicts)), text)
 
 
@@ -343,7 +345,7 @@ def _cheap(evidence: Evidence) -> Finding | None:
     }
     if not found:
         return None
-    text = "; ".join(f"{evidence.title(name)} {100 * share:.2f} %" for name, share in found.items())
+    text = "; ".join(f"{evidence.title(name)} {fixed(100 * share, 2)} %" for name, share in found.items())
     n_cheap = sum(share <= NEGLIGIBLE for share in found.values())
     return Finding(_counted(n_cheap, len(found) - n_cheap), f"density estimation, share of an epoch: {text}")
 
@@ -417,12 +419,12 @@ CLAIMS: tuple[Claim, ...] = (
 
 def _own_cells(results: Results, methods: Mapping[str, Method], attacks: Iterable[str], norms: Iterable[str]) -> Cells:
     """Robust accuracy in percent at every radius above 0 that has a record."""
-    found: dict[str, dict[tuple[str, str, str], float]] = {name: {} for name in methods}
+    found: dict[str, dict[tuple[str, str, str], Fraction]] = {name: {} for name in methods}
     for (name, method), attack, norm in product(methods.items(), attacks, norms):
         for step, eps in enumerate(results.study.grid(attack, norm), start=1):
-            mean = entry_at(results, results.place(method.label, attack, norm, step), "robust_accuracy").mean
-            if mean is not None:
-                found[name][attack, norm, eps.texts("normalized")[0]] = round(mean, 9)
+            figure = entry_at(results, results.place(method.label, attack, norm, step), "robust_accuracy").mean
+            if figure is not None:
+                found[name][attack, norm, eps.texts("normalized")[0]] = figure
     return {name: cells for name, cells in found.items() if cells}
 
 
@@ -437,12 +439,12 @@ def collect(results: Results, methods: Mapping[str, Method]) -> Evidence:
         for place in ("table3", "figure7"):
             here = [pair for pair in pairs if pair.published.place == place and pair.published.eps_normalized > 0]
             for source, value in ((ours, "ours"), (paper, "paper")):
-                cells: dict[str, dict[tuple[str, str, str], float]] = {}
+                cells: dict[str, dict[tuple[str, str, str], Fraction]] = {}
                 for pair in here:
                     cell = pair.published
                     key = (str(cell.attack), str(cell.norm), number(cell.eps_normalized))
-                    figure = pair.mean if value == "ours" else cell.accuracy_percent
-                    cells.setdefault(cell.method, {})[key] = round(figure, 9)
+                    figure = pair.mean if value == "ours" else pair.theirs
+                    cells.setdefault(cell.method, {})[key] = figure
                 source[place] = cells
     else:
         ours["table3"] = _own_cells(results, methods, _ATTACKS, ["linf"])

@@ -13,7 +13,7 @@ import pandas as pd
 from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.records import Run
 from robustfdd.report.results import Results, sort_results
-from robustfdd.report.study import norm_title, read_study
+from robustfdd.report.study import norm_title, normalization_of, pixel_radii, read_study
 from robustfdd.text import printable
 
 #: What two methods of one label, or two attacks of one name, may differ in: names for people, and what is united.
@@ -21,6 +21,8 @@ _FREE_IN_METHODS = ("title", "variant")
 _FREE_IN_ATTACKS = ("title", "reference", "eps")
 #: What the parts of a combined run keep of their own manifest.
 _KEPT = ("created", "command", "overrides", "versions", "hardware", "git")
+#: What says which model is meant that was not trained here, whatever images it was looked at with.
+_IDENTITY = ("class", "weights_sha256")
 _MISSING = "not there"
 
 
@@ -56,6 +58,15 @@ def _trained_here(run: Run) -> bool:
     return run.manifest["study"].get("recipe") is not None
 
 
+def _attacks(run: Run) -> bool:
+    """Whether there are attacks in a run; an audit by itself has none, so that how they are run is none of its."""
+    return bool(run.manifest["study"]["attacks"])
+
+
+def _known(run: Run) -> bool:
+    return normalization_of(run.manifest["study"]) is not None
+
+
 def _images(run: Run) -> tuple[int, ...] | None:
     """The test images attacked, which are the same in all records of a run; None without records."""
     return tuple(np.asarray(run.cells["image_index"].iloc[0]).tolist()) if len(run.cells) else None
@@ -86,19 +97,23 @@ def _check_pair(first: Run, second: Run) -> None:
     _check_same(
         first, second, "dataset.sha256", (hashes[0], hashes[1]), f"their figures are of different data: {other_study}"
     )
-    _check_same(
-        first,
-        second,
-        "eps_scale",
-        (a["eps_scale"], b["eps_scale"]),
-        f"a normalised epsilon means another budget: {other_study}",
-    )
+    if _known(first) and _known(second):
+        _check_same(
+            first,
+            second,
+            "eps_scale",
+            (a["eps_scale"], b["eps_scale"]),
+            f"a normalised epsilon means another budget: {other_study}",
+        )
     studies = a["study"], b["study"]
-    for key in ("eps_unit", "protocol", "attack_precision"):
-        values = studies[0].get(key), studies[1].get(key)
-        _check_same(first, second, f"study.{key}", values, f"run both with the same {key}, or {other_study}")
-    _check_engines(first, second, f"put the same engine first in both studies, or {other_study}")
-    _check_images(first, second)
+    if _attacks(first) and _attacks(second):
+        for key in ("eps_unit", "protocol", "attack_precision"):
+            values = studies[0].get(key), studies[1].get(key)
+            # What is given in pixels alone has one unit.
+            if key != "eps_unit" or (_known(first) and _known(second)):
+                _check_same(first, second, f"study.{key}", values, f"run both with the same {key}, or {other_study}")
+        _check_engines(first, second, f"put the same engine first in both studies, or {other_study}")
+        _check_images(first, second)
     if _trained_here(first) and _trained_here(second):
         for key in ("recipe", "model", "normalization"):
             values = studies[0].get(key), studies[1].get(key)
@@ -108,14 +123,24 @@ def _check_pair(first: Run, second: Run) -> None:
         key, values = f'the method "{label}"', (methods[0][label], methods[1][label])
         _check_same(first, second, key, values, "give one of the two another label")
         if not _trained_here(first) or not _trained_here(second):
-            models = studies[0].get("model"), studies[1].get("model")
-            _check_same(first, second, f'the model of "{label}"', models, "give one of the two another label")
+            _check_model(first, second, label)
     attacks = [_named(study["attacks"], "name", _FREE_IN_ATTACKS) for study in studies]
     for name in (name for name in attacks[0] if name in attacks[1]):
         key, values = f'the attack "{name}"', (attacks[0][name], attacks[1][name])
         _check_same(first, second, key, values, f"run both with the same parameters, or {other_study}")
     _check_units(first, second)
     _check_models(first, second)
+
+
+def _check_model(first: Run, second: Run, label: str) -> None:
+    """One label is one model. Its checksum is over what it makes of some images, and says so only for the same ones."""
+    studies = first.manifest["study"], second.manifest["study"]
+    models = [study.get("model") or {} for study in studies]
+    if all(key in model for model in models for key in _IDENTITY):
+        same_images = studies[0].get("test_images") == studies[1].get("test_images")
+        keys = (*_IDENTITY, "sha256") if same_images else _IDENTITY
+        models = [{key: model.get(key) for key in keys} for model in models]
+    _check_same(first, second, f'the model of "{label}"', (models[0], models[1]), "give one of the two another label")
 
 
 def _check_engines(first: Run, second: Run, advice: str) -> None:
@@ -174,19 +199,43 @@ def _union_by(key: str, lists: Iterable[Sequence[dict[str, Any]]]) -> list[dict[
     return list(found.values())
 
 
-def _union_attacks(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _union_attacks(manifests: Sequence[Mapping[str, Any]], *, pixel: bool) -> list[dict[str, Any]]:
+    """The attacks of all runs, each with all of its radii.
+
+    Args:
+        manifests: of the runs.
+        pixel: whether the radii are given in pixels, whatever the studies' unit is.
+    """
+    studies = [manifest["study"] for manifest in manifests]
     attacks = _union_by("name", [study["attacks"] for study in studies])
     grids: dict[str, dict[str, dict[str, float]]] = {}
-    for study in studies:
+    for manifest, study in zip(manifests, studies, strict=True):
         for attack in study["attacks"]:
             for norm, grid in attack["eps"].items():
                 radii = grids.setdefault(attack["name"], {}).setdefault(norm, {})
-                for eps in grid:
+                for eps in pixel_radii(grid, study["eps_unit"], manifest["eps_scale"]) if pixel else grid:
                     radii.setdefault(f"{eps:.9g}", eps)  # a rounding in the conversion between units is no new radius
     return [
         {**attack, "eps": {norm: sorted(radii.values()) for norm, radii in grids[attack["name"]].items()}}
         for attack in attacks
     ]
+
+
+def _methods(runs: Sequence[Run], *, apart: bool) -> list[dict[str, Any]]:
+    """The methods of all runs; each that is a model trained elsewhere says which, where the runs are of several."""
+    return _union_by(
+        "label",
+        [
+            [
+                {
+                    **method,
+                    **({"model": run.manifest["study"].get("model")} if apart and not _trained_here(run) else {}),
+                }
+                for method in run.manifest["study"]["methods"]
+            ]
+            for run in runs
+        ],
+    )
 
 
 def _united(values: Iterable[object]) -> str:
@@ -204,27 +253,40 @@ def _combine_manifests(runs: Sequence[Run]) -> dict[str, Any]:
     studies = [manifest["study"] for manifest in manifests]
     names = part_names(runs)
     # A model that was not trained here has no recipe; what is trained here is trained alike.
-    main = next((run.manifest for run in runs if _trained_here(run)), manifests[0])
+    main = next((run.manifest for run in runs if _trained_here(run)), None) or next(
+        (run.manifest for run in runs if _attacks(run)), manifests[0]
+    )
+    models = [study.get("model") for study in studies]
+    apart = any(model != models[0] for model in models)
+    # A radius in normalised units can be given where every model normalises in the same known way.
+    normalizations = [normalization_of(study) for study in studies]
+    known = None not in normalizations
     study = {
         **main["study"],
         "name": _united(study["name"] for study in studies),
         "title": _united(study.get("title") or study["name"] for study in studies),
         "description": _united(study.get("description") for study in studies),
         "engines": list(dict.fromkeys(engine for study in studies for engine in study["engines"])),
-        "seeds": sorted({seed for study in studies for seed in study["seeds"]}),
-        "methods": _union_by("label", [study["methods"] for study in studies]),
-        "attacks": _union_attacks(studies),
+        "seeds": sorted({seed for study in studies for seed in study.get("seeds") or ()}),
+        "methods": _methods(runs, apart=apart),
+        "attacks": _union_attacks(manifests, pixel=not known),
         "open_choices": {k: v for study in reversed(studies) for k, v in (study.get("open_choices") or {}).items()},
+        "normalization": main["study"].get("normalization") if known else None,
     }
+    if not known:
+        study["eps_unit"] = "pixel"
+    if apart and not any(map(_trained_here, runs)):
+        del study["model"]
     parts = [
         {
             "name": name,
             **{key: manifest.get(key) for key in _KEPT},
             "study": study["name"],
-            "seeds": study["seeds"],
+            "seeds": study.get("seeds") or [],
+            "normalization": normalization,
             "model": study.get("model"),
         }
-        for name, manifest, study in zip(names, manifests, studies, strict=True)
+        for name, manifest, study, normalization in zip(names, manifests, studies, normalizations, strict=True)
     ]
     combined = {
         **main,

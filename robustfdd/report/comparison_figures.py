@@ -43,7 +43,7 @@ def _limits(values: Sequence[float]) -> tuple[float, float]:
 def _scatter(axes: Axes, pairs: Sequence[Pair], looks: dict[str, Style]) -> None:
     reach: list[float] = []
     for pair in pairs:
-        x, y, look = pair.published.accuracy_percent, pair.mean, looks[pair.method.label]
+        x, y, look = pair.published.accuracy_percent, float(pair.mean), looks[pair.method.label]
         x_error, y_error = pair.published.std_percent or 0.0, pair.ours.std or 0.0
         axes.errorbar(
             x, y, xerr=x_error or None, yerr=y_error or None, color=look.colour, marker=look.marker, elinewidth=0.8

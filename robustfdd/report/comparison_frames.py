@@ -10,6 +10,7 @@ import pandas as pd
 from robustfdd.published import PublishedCell
 from robustfdd.report.comparison import Comparison
 from robustfdd.report.ordering import Ordering
+from robustfdd.rounding import rounded
 
 
 def _cell_record(cell: PublishedCell) -> dict[str, Any]:
@@ -40,11 +41,11 @@ def figures_frame(comparison: Comparison) -> pd.DataFrame:
             **_cell_record(pair.published),
             "run_dataset": comparison.results.study.dataset,
             "label": pair.method.label,
-            "run_percent": round(pair.mean, 4),
-            "run_std_percent": None if pair.ours.std is None else round(pair.ours.std, 4),
+            "run_percent": rounded(pair.mean, 4),
+            "run_std_percent": None if pair.ours.std is None else rounded(pair.ours.std, 4),
             "n_seeds": pair.ours.n_seeds,
             "n_images": pair.n_images,
-            "difference_points": round(pair.difference, 4),
+            "difference_points": rounded(pair.difference, 4),
         }
         for pair in comparison.pairs
     ]
@@ -81,8 +82,8 @@ def summary_frame(comparison: Comparison) -> pd.DataFrame:
         {
             "table": item.place or "all",
             "n_cells": item.n_cells,
-            "median_difference_points": item.median,
-            "mean_absolute_difference_points": item.mean_absolute,
+            "median_difference_points": float(item.median),
+            "mean_absolute_difference_points": float(item.mean_absolute),
             "n_close": item.n_close,
             "median_spearman": item.spearman,
             "median_kendall": item.kendall,

@@ -9,18 +9,13 @@ from robustfdd.report.comparison import Comparison
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.matching import Pair
 from robustfdd.report.ordering import BASELINES, CLOSE_POINTS, Ordering, Versus, blocks
-from robustfdd.report.study import norm_title, number
+from robustfdd.report.study import norm_title, number, signed
 from robustfdd.report.tables import count_text, half_width, seeds_text, shown_decimals, worst_entry
 from robustfdd.report.verdicts import marks_text
 from robustfdd.report.worst_case import TITLE, explanation, worst_case
+from robustfdd.rounding import fixed
 
 _LINES = ("run", "paper", "difference")
-
-
-def points(value: float, decimals: int) -> str:
-    """A difference in percentage points with its sign, a true minus, and no sign on zero."""
-    text = f"{value:+.{decimals}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
 def block_titles(comparison: Comparison, cell: PublishedCell) -> tuple[str, str]:
@@ -50,8 +45,8 @@ def _figures_caption(comparison: Comparison, place: Place, pairs: Sequence[Pair]
     sentences = [
         f"{_against(comparison)}. {place.shows}.",
         f"Run: {count_text((min(images), max(images)))} test images, all in the denominator; {engines}"
-        f"{spread}{seeds_text(study.seeds)}; known to within ±{half_width(min(images)):.1f} points at worst (binomial "
-        "95 % interval, Wilson).",
+        f"{spread}{seeds_text(study.seeds)}; known to within ±{fixed(half_width(min(images)), 1)} points at worst "
+        "(binomial 95 % interval, Wilson).",
         f"Paper: {comparison.published.source.short}, {place.title}.",
         *place.notes,
         f"Difference: run minus paper, in points; bold: at most {number(CLOSE_POINTS)}. {GAP}: not published or not "
@@ -62,16 +57,14 @@ def _figures_caption(comparison: Comparison, place: Place, pairs: Sequence[Pair]
         sentences.append(f"{explanation(comparison.results, norm)} The paper has no such figure.")
     if any(pair.ours.incomplete for pair in pairs):
         sentences.append("‡ Some of the planned seeds are missing.")
-    if any(pair.method.verdict for pair in pairs):
-        sentences.append(marks_text([comparison.matched[name] for name in _columns(comparison, place, matched=True)]))
+    sentences.append(marks_text(comparison.results, [pair.ours.verdict for pair in pairs]))
     return " ".join(sentences)
 
 
-def _columns(comparison: Comparison, place: Place, *, matched: bool = False) -> list[str]:
-    """The methods that a table or figure has figures of, by dropout; or those of them that the run has."""
+def _columns(comparison: Comparison, place: Place) -> list[str]:
+    """The methods that a table or figure has figures of, by dropout."""
     published = comparison.published.cells_of(comparison.dataset, place.name)
-    names = [name for name in comparison.published.methods if any(cell.method == name for cell in published)]
-    return [name for name in names if not matched or name in comparison.matched]
+    return [name for name in comparison.published.methods if any(cell.method == name for cell in published)]
 
 
 def _worst_norm(place: Place, pairs: Sequence[Pair]) -> str | None:
@@ -91,7 +84,7 @@ def _worst_lines(
     radii = {eps_key(pair.published.eps_normalized) for pair in pairs if pair.published.attack}
     lines: list[tuple[str, ...]] = []
     for step, eps in enumerate(worst.grid, start=1):
-        if eps_key(eps.normalized) not in radii:
+        if eps.normalized is None or eps_key(eps.normalized) not in radii:
             continue
         cells = []
         for name in names:
@@ -120,10 +113,10 @@ def figures_grid(comparison: Comparison, place: Place) -> Grid:
         lines: tuple[list[str], ...] = ([], [], [])
         for column, name in enumerate(names, start=3):
             cell, pair = here.get(name), have.get(name)
-            spread = f" ± {cell.std_percent:.{paper_decimals}f}" if cell and cell.std_percent is not None else ""
+            spread = f" ± {fixed(cell.std_percent, paper_decimals)}" if cell and cell.std_percent is not None else ""
             lines[0].append(pair.ours.text(decimals) if pair else GAP)
-            lines[1].append(f"{cell.accuracy_percent:.{paper_decimals}f}{spread}" if cell else GAP)
-            lines[2].append(points(pair.difference, min(decimals, paper_decimals)) if pair else GAP)
+            lines[1].append(f"{fixed(cell.accuracy_percent, paper_decimals)}{spread}" if cell else GAP)
+            lines[2].append(signed(pair.difference, min(decimals, paper_decimals)) if pair else GAP)
             if pair and abs(pair.difference) <= CLOSE_POINTS:
                 marks.add((len(rows) + 2, column))
         for i, (title, line) in enumerate(zip(_LINES, lines, strict=True)):
@@ -145,17 +138,16 @@ def figures_grid(comparison: Comparison, place: Place) -> Grid:
 
 
 def _coefficient(value: float | None) -> str:
-    return GAP if value is None else f"{value:+.2f}".replace("-", "−")
+    return GAP if value is None else fixed(value, 2, sign=True).replace("-", "−")
 
 
 def _p(value: float | None) -> str:
-    return GAP if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+    return GAP if value is None else "<0.001" if value < 0.001 else fixed(value, 3)
 
 
 def _name(comparison: Comparison, name: str) -> str:
-    """The paper's name of a method, with the mark of the verdict on the run's."""
-    title, method = comparison.published.methods[name].title, comparison.matched.get(name)
-    return method.marked(title) if method else title
+    """The paper's name of a method."""
+    return comparison.published.methods[name].title
 
 
 def _names(comparison: Comparison, methods: Iterable[str]) -> str:
@@ -246,8 +238,8 @@ def summary_grid(comparison: Comparison) -> Grid:
             (
                 _place_title(comparison, item.place),
                 str(item.n_cells),
-                points(item.median, 1),
-                f"{item.mean_absolute:.1f}",
+                signed(item.median, 1),
+                fixed(item.mean_absolute, 1),
                 f"{item.n_close} of {item.n_cells}",
                 _coefficient(item.spearman),
                 _coefficient(item.kendall),

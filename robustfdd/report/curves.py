@@ -91,10 +91,15 @@ def panels(results: Results) -> list[Panel]:
     return found
 
 
+def _drawn(entry: Entry) -> float | None:
+    """The mean as Plotly takes it: nothing for a gap."""
+    return None if entry.mean is None else float(entry.mean)
+
+
 def _hover(panel: Panel, curve: Curve, decimals: int) -> list[list[str]]:
     return [
-        [main, other, entry.text(decimals), survival.text(decimals)]
-        for main, other, entry, survival in zip(*panel.axis.labels, curve.entries, curve.survival, strict=True)
+        [radius, entry.text(decimals), survival.text(decimals)]
+        for radius, entry, survival in zip(panel.axis.radii, curve.entries, curve.survival, strict=True)
     ]
 
 
@@ -121,8 +126,8 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
         return {
             "x": [list(panel.axis.positions) for _ in range(2 * n)],
             "y": [
-                *([entry.mean for entry in curve.entries] for curve in panel.curves),
-                *([entry.mean for entry in curve.worst] for curve in panel.curves),
+                *([_drawn(entry) for entry in curve.entries] for curve in panel.curves),
+                *([_drawn(entry) for entry in curve.worst] for curve in panel.curves),
             ],
             "error_y.array": [*([entry.std for entry in curve.entries] for curve in panel.curves), *nothing],
             "customdata": [*(_hover(panel, curve, decimals) for curve in panel.curves), *nothing],
@@ -139,8 +144,10 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
         }
 
     first = found[0]
-    main, other = first.axis.units
-    title = f"ε: {main} (upper line), {other} (lower line)" if first.axis.two_units else first.axis.title
+    title = first.axis.title
+    if first.axis.two_units:
+        main, other = first.axis.units
+        title = f"ε: {main} (upper line), {other} (lower line)"
     start, start_ticks = points(first), ticks(first)
     traces = [
         {
@@ -161,8 +168,7 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
             "line": {"color": curve.style.colour, "dash": curve.style.dash, "width": 2},
             "marker": {"symbol": curve.style.symbol, "size": 8, "color": curve.style.colour},
             "hovertemplate": (
-                f"ε = %{{customdata[0]}} {main}, %{{customdata[1]}} {other}<br>"
-                "robust accuracy %{customdata[2]} %<br>survival rate %{customdata[3]} %"
+                "ε = %{customdata[0]}<br>robust accuracy %{customdata[1]} %<br>survival rate %{customdata[2]} %"
             ),
         }
         for i, curve in enumerate(first.curves)

@@ -99,11 +99,11 @@ def legend(
 def _draw_panel(axes: Axes, panel: Panel, *, characters: float) -> None:
     positions = np.asarray(panel.axis.positions)
     for curve in panel.curves:
-        mean = np.array([np.nan if entry.mean is None else entry.mean for entry in curve.entries])
-        std = np.array([np.nan if entry.std is None else entry.std for entry in curve.entries])
+        mean = np.array([entry.point for entry in curve.entries])
+        std = np.array([entry.spread for entry in curve.entries])
         look = curve.style
         if curve.worst:
-            low = [np.nan if entry.mean is None else entry.mean for entry in curve.worst]
+            low = [entry.point for entry in curve.worst]
             axes.plot(positions, low, color=look.colour, linewidth=THIN)
         axes.plot(positions, mean, color=look.colour, linestyle=look.line, marker=look.marker, clip_on=False)
         if np.isfinite(std).any():

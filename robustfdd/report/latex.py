@@ -43,6 +43,7 @@ _SPECIAL = {
     "→": r"$\to$",
     # The marks of the verdicts: what LaTeX has without a further package.
     "✓": r"$\surd$",
+    "○": r"$\circ$",
     "✗": r"$\times$",
 }
 # The Greek letters that LaTeX has commands for: those that look like no Latin one.

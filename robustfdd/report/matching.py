@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 from robustfdd.errors import ConfigurationError
 from robustfdd.published import Published, PublishedCell, agrees, eps_key
@@ -11,6 +12,7 @@ from robustfdd.report.results import Place, Results
 from robustfdd.report.study import Method, norm_title, number
 from robustfdd.report.tables import Entry, entry_at
 from robustfdd.report.training import clean_entry, n_test_images
+from robustfdd.rounding import exact
 
 _NORMALIZATION = "study.normalization"
 #: How the paper runs its attacks.
@@ -36,16 +38,20 @@ class Pair:
     reading_error: float
 
     @property
-    def mean(self) -> float:
+    def mean(self) -> Fraction:
         """The run's figure, in percent."""
         assert self.ours.mean is not None  # a gap makes no pair
         return self.ours.mean
 
     @property
-    def difference(self) -> float:
+    def theirs(self) -> Fraction:
+        """The published figure, in percent."""
+        return exact(self.published.accuracy_percent)
+
+    @property
+    def difference(self) -> Fraction:
         """The run's figure minus the published one, in percentage points."""
-        # Rounding takes float noise away, so that equal figures differ by 0 and limits are met exactly.
-        return round(self.mean - self.published.accuracy_percent, 9)
+        return self.mean - self.theirs
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def match_methods(results: Results, published: Published) -> tuple[dict[str, Met
 def same_balls(results: Results, published: Published, dataset: str) -> bool:
     """Whether a normalised radius of the run is the paper's: both must normalise the data set in the same way."""
     stated = published.stated(_NORMALIZATION, dataset)
-    return stated is None or results.run.manifest["study"].get("normalization") == stated
+    known = results.study.eps_scale is not None
+    return known and (stated is None or results.run.manifest["study"].get("normalization") == stated)
 
 
 def _changed_parameters(results: Results, published: Published, attack: str) -> str:
@@ -152,10 +159,12 @@ def _place(results: Results, published: Published, cell: PublishedCell, label: s
     grid = results.study.grid(attack, norm)
     if not grid:
         return f"the run has no {title} in {norm_title(norm)}"
-    steps = {eps_key(eps.normalized): step for step, eps in enumerate(grid, start=1)}
+    # The two normalise alike, so the run has radii in these units.
+    radii = [eps.normalized or 0.0 for eps in grid]
+    steps = {eps_key(eps): step for step, eps in enumerate(radii, start=1)}
     step = steps.get(eps_key(cell.eps_normalized))
     if step is None:
-        return f"the run has {title} in {norm_title(norm)} at other ε: {', '.join(number(e.normalized) for e in grid)}"
+        return f"the run has {title} in {norm_title(norm)} at other ε: {', '.join(map(number, radii))}"
     return results.place(label, attack, norm, step)
 
 

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from robustfdd.audited import LEAST_ATTACKED
 from robustfdd.report.agreement import TOLERANCE_POINTS, Agreement
-from robustfdd.report.audit import not_audited
+from robustfdd.report.audit import coverage
 from robustfdd.report.results import Results
-from robustfdd.report.study import norm_title, number, one_image, signed
+from robustfdd.report.study import norm_title, number, one_image, seed_text, signed
 from robustfdd.report.tables import half_width, seeds_text
+from robustfdd.report.verdicts import numbers_text
+from robustfdd.rounding import fixed
 
-#: What a verdict means for the figures.
+#: What a verdict means for the figure that it is about.
 _VERDICT_TEXTS = {
     "not believable": (
-        "The audit broke far more images than the attack under audit, or found that this attack cannot work. The "
-        "robust accuracy of these methods is a statement about the attack, not about the model: see Audit."
+        "broke far more images than the attack under audit, or found that this attack cannot work. That robust "
+        "accuracy is a statement about the attack, not about the model: see Audit."
     ),
-    "suspicious": "The audit found signs that an attack does not work as it should: see Audit.",
+    "suspicious": "found signs that the attack does not work as it should: see Audit.",
+    "no verdict": (
+        f"attacked too few images: below {LEAST_ATTACKED} of them, finding nothing says nothing. Audit more images."
+    ),
 }
 #: Below this, sampling alone can move a figure by more than 3 points.
 _FEW_IMAGES = 1000
@@ -47,8 +53,8 @@ def _disagreements(agreements: Sequence[Agreement]) -> list[Note]:
                 f"{engines[0]} and {engines[1]} disagree on {widest.attack_title}, {norm_title(norm)}",
                 f"The attack is deterministic, yet in {len(cells)} of {len(compared)} cells robust accuracy differs by "
                 f"more than {number(TOLERANCE_POINTS)} points. Widest: {signed(widest.difference)} points "
-                f"({engines[1]} minus {engines[0]}) for {widest.method_title}, seed {widest.seed}, "
-                f"ε = {number(widest.eps.normalized)} normalised, on {widest.n_images:,} images "
+                f"({engines[1]} minus {engines[0]}) for {widest.method_title}, "
+                f"{seed_text(widest.seed)}, ε = {widest.radius}, on {widest.n_images:,} images "
                 f"({one_image(widest.n_images)}).",
             )
         )
@@ -94,7 +100,7 @@ def _gaps(results: Results) -> list[Note]:
 
 def _random_forwards(results: Results) -> list[Note]:
     found = []
-    titles = {method.label: method.plain_title for method in results.study.methods}
+    titles = {method.label: method.title for method in results.study.methods}
     unsteady = [titles[label] for label in results.unsteady_methods()]
     if unsteady:
         found.append(
@@ -129,27 +135,43 @@ def _random_forwards(results: Results) -> list[Note]:
 
 
 def _audits(results: Results) -> list[Note]:
-    """What the audits say of the figures, and what was not audited."""
+    """What the audits say, of which figures, and what was not audited."""
     found = []
+    study, titles = results.study, {method.label: method.title for method in results.study.methods}
+    images = results.counts("n_images")
     for verdict, text in _VERDICT_TEXTS.items():
-        titles = [method.plain_title for method in results.study.methods if method.verdict == verdict]
-        if titles:
-            found.append(Note("warning", f"{verdict.capitalize()}: {', '.join(titles)}", text))
-    without = not_audited(results)
+        items = [item for item in results.audits.values() if item.verdict == verdict]
+        if items:
+            named = ", ".join(dict.fromkeys(titles[item.method] for item in items))
+            what = numbers_text(items, study, images)
+            found.append(Note("warning", f"{verdict.capitalize()}: {named}", f"The audit of {what} {text}"))
+    without, partly = coverage(results)
     if without:
-        seeds = {method.label: missing for method, missing in without}
-        everything = len(without) == len(results.study.methods) and not any(m.verdict for m, _ in without)
+        everything = len(without) == len(study.methods) > 1 and not partly
+        seeds = {label: missing for label, missing in without.items() if label in partly}
         names = [
-            # Of a method with a verdict, some seeds are left.
-            method.plain_title + (f" ({seeds_text(seeds[method.label])})" if method.verdict else "")
-            for method, _ in without
+            # Of a method that was audited, some seeds are left.
+            titles[label] + (f" ({seeds_text(seeds[label])})" if label in seeds else "")
+            for label in without
         ]
+        what = numbers_text(results.audits.values(), study, images)
+        elsewhere = f" What was audited is another number: {what}." if results.audits and not partly else ""
         found.append(
             Note(
                 "warning",
-                f"Not audited: {'all methods' if everything and len(names) > 1 else ', '.join(names)}",
+                f"Not audited: {'all methods' if everything else ', '.join(names)}",
                 "That a model survives an attack can mean that it is robust, or that the attack does not work on it; "
-                "the figures look the same. An audit (robustfdd audit) tells the two apart.",
+                f"the figures look the same. An audit (robustfdd audit) tells the two apart.{elsewhere}",
+            )
+        )
+    if partly:
+        what = numbers_text((item for item in results.audits.values() if item.method in partly), study, images)
+        found.append(
+            Note(
+                "info",
+                "Only the marked figures were audited",
+                f"A verdict is about one number: {what}. Of all other attacks, norms and radii of this report it says "
+                "nothing.",
             )
         )
     return found
@@ -158,7 +180,7 @@ def _audits(results: Results) -> list[Note]:
 def _worst_cases(results: Results) -> list[Note]:
     """What several draws of a random forward pass do to the worst case."""
     random = results.eot_samples()
-    titles = [method.plain_title for method in results.study.methods if method.label in random]
+    titles = [method.title for method in results.study.methods if method.label in random]
     if not titles or not results.places:
         return []
     return [
@@ -211,7 +233,7 @@ def _parts(parts: Sequence[Mapping[str, Any]]) -> list[Note]:
 def _limits(results: Results) -> list[Note]:
     study, manifest = results.study, results.run.manifest
     found = []
-    title_of = {method.label: method.plain_title for method in study.methods}
+    title_of = {method.label: method.title for method in study.methods}
     for group in results.identical_methods():
         titles = [title_of[label] for label in group]
         found.append(
@@ -230,7 +252,7 @@ def _limits(results: Results) -> list[Note]:
                 "info",
                 f"Only {images[0]:,} test images" if images[0] > 1 else "Only one test image",
                 f"{one_image(images[0]).capitalize()}, and a figure is known to within "
-                f"±{half_width(images[0]):.1f} points at worst (binomial 95 % interval, Wilson).",
+                f"±{fixed(half_width(images[0]), 1)} points at worst (binomial 95 % interval, Wilson).",
             )
         )
     if len(study.trained_seeds) == 1 and study.attacks:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from robustfdd.report.matching import Pair
+from robustfdd.rounding import exact, mean
 
 #: Figures at most this far apart, in percentage points, count as close.
 CLOSE_POINTS = 2.0
@@ -62,9 +65,14 @@ class Ordering:
         return [tuple(sorted(name for _, name in group)) for _, group in groupby(ranked, key=lambda item: item[0])]
 
 
-def _figures(pairs: Iterable[Pair], *, ours: bool) -> list[float]:
-    # Means of counts carry float noise, which must not break a tie.
-    return [round(pair.mean if ours else pair.published.accuracy_percent, 9) for pair in pairs]
+def _figures(pairs: Iterable[Pair], *, ours: bool) -> list[Fraction]:
+    return [pair.mean if ours else pair.theirs for pair in pairs]
+
+
+def _ranks(figures: Sequence[Fraction]) -> Array:
+    """The place of every figure among the different ones, from 1: what rank statistics need, and no float can blur."""
+    order = {figure: place for place, figure in enumerate(sorted(set(figures)), start=1)}
+    return np.array([order[figure] for figure in figures], dtype=np.float64)
 
 
 def _row_key(pair: Pair) -> tuple[object, ...]:
@@ -107,7 +115,7 @@ def _exact_p(values: Array, statistic: Callable[[Array], Array]) -> float:
 
 def order_block(block: Sequence[Pair]) -> Ordering:
     """Hold the order of a block against the published one."""
-    ours, published = np.array(_figures(block, ours=True)), np.array(_figures(block, ours=False))
+    ours, published = _ranks(_figures(block, ours=True)), _ranks(_figures(block, ours=False))
     remark = ""
     if len(block) < LEAST_METHODS:
         remark = f"fewer than {LEAST_METHODS} methods"
@@ -159,10 +167,9 @@ def versus(found: Iterable[Sequence[Pair]], baseline: str) -> Versus:
         for pair in block:
             if base is None or pair is base:
                 continue
-            ours = round(pair.mean - base.mean, 9)
-            published = round(pair.published.accuracy_percent - base.published.accuracy_percent, 9)
+            ours, published = pair.mean - base.mean, pair.theirs - base.theirs
             # Each of the two may be off by its reading error, in opposite directions.
-            if ours == 0 or abs(published) <= pair.reading_error + base.reading_error:
+            if ours == 0 or abs(published) <= exact(pair.reading_error) + exact(base.reading_error):
                 tied += 1
             else:
                 decided += 1
@@ -189,8 +196,8 @@ class Summary:
 
     place: str | None
     n_cells: int
-    median: float
-    mean_absolute: float
+    median: Fraction
+    mean_absolute: Fraction
     n_close: int
     versus: tuple[Versus, ...]
     spearman: float | None
@@ -210,7 +217,8 @@ def distinct(pairs: Iterable[Pair]) -> list[Pair]:
 def _summary(
     place: str | None, pairs: Sequence[Pair], found: Sequence[Sequence[Pair]], orderings: Sequence[Ordering]
 ) -> Summary:
-    differences = np.array([pair.difference for pair in pairs])
+    differences = [pair.difference for pair in pairs]
+    sizes = [abs(difference) for difference in differences]
     ordered = [item for item in orderings if item.spearman is not None]
 
     def middle(values: Iterable[float | None]) -> float | None:
@@ -220,9 +228,9 @@ def _summary(
     return Summary(
         place=place,
         n_cells=len(pairs),
-        median=float(np.median(differences)),
-        mean_absolute=float(np.abs(differences).mean()),
-        n_close=int((np.abs(differences) <= CLOSE_POINTS).sum()),
+        median=median(differences),
+        mean_absolute=mean(sizes),
+        n_close=sum(size <= CLOSE_POINTS for size in sizes),
         versus=tuple(versus(found, baseline) for baseline in BASELINES),
         spearman=middle(item.spearman for item in ordered),
         kendall=middle(item.kendall for item in ordered),

@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from robustfdd.records import Failure
-from robustfdd.report.audit import ModelVerdict
+from robustfdd.report.audit import ModelVerdict, percent_text
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.notes import Note
 from robustfdd.report.results import Results, UnitState
-from robustfdd.report.study import HALF_PRECISION, PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title
+from robustfdd.report.study import HALF_PRECISION, PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title, seed_text
 from robustfdd.report.tables import count_text, seeds_text
 
 
@@ -123,17 +123,30 @@ class Section:
         study = self.results.run.manifest["study"]
         groups: list[tuple[str, list[tuple[str, str]]]] = []
         apart = ("methods", "attacks", "recipe", "model", "open_choices", "title", "description")
-        groups.append(("Study", flatten({key: value for key, value in study.items() if key not in apart})))
+        groups.append(("Study", flatten(self._told({k: v for k, v in study.items() if k not in apart}))))
         for key in ("recipe", "model"):
             if study.get(key):
                 groups.append((key.capitalize(), flatten(study[key])))
-        groups.append(
-            ("Methods", [(method.title, _in_one_line(method.settings)) for method in self.results.study.methods])
-        )
+        methods = self.results.study.methods
+        groups.append(("Methods", [(method.title, _in_one_line(method.settings)) for method in methods]))
+        groups += [
+            (f"Model of {method.title}", flatten(method.settings["model"]))
+            for method in methods
+            if method.settings.get("model")
+        ]
         for attack in self.results.study.attacks:
             rest = {key: value for key, value in attack.settings.items() if key != "title"}
             groups.append((f"Attack {attack.title}", flatten(rest)))
         return groups
+
+    def _told(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings with what only a reader of the records understands put in words, and nothing claimed unknown."""
+        told = dict(settings)
+        if told.get("seeds") is not None:
+            told["seeds"] = seeds_text(told["seeds"]) or "none"
+        if self.results.study.eps_scale is None and "eps_unit" in told:
+            told |= {"normalization": "not known of every model", "eps_unit": "pixel"}
+        return told
 
     @property
     def open_choices(self) -> list[tuple[str, str]]:
@@ -160,14 +173,21 @@ class Section:
             if manifest.get(key):
                 groups.append((title, flatten(manifest[key])))
         for part in manifest.get("parts") or []:
-            own = {key: value for key, value in part.items() if key not in ("name", "overrides", "model")}
+            own = self._told({key: value for key, value in part.items() if key not in ("name", "overrides")})
+            own["normalization"] = own.get("normalization") or "not known"
+            if all(other.get("normalization") == part.get("normalization") for other in manifest["parts"]):
+                del own["normalization"]  # it stands above
+            if (part.get("model") or {}).get("class") is None:  # what is trained here stands above
+                own.pop("model")
             # What is the same for all parts stands once, above.
             rest = {key: value for key, value in own.items() if not (key in manifest and value == manifest[key])}
             groups.append((f"Run {part['name']}", flatten(rest)))
         run = {key: manifest[key] for key in ("command", "created", "eps_scale", "format") if key in manifest}
+        if self.results.study.eps_scale is None:
+            del run["eps_scale"]
         groups.append(("Run", flatten(run)))
         hashes = [
-            (f"{model.get('method')}, seed {model.get('seed')}", str(model["sha256"]))
+            (f"{model['method']}, {seed_text(model['seed'])}", str(model["sha256"]))
             for model in self.results.run.models
             if model.get("sha256")
         ]
@@ -189,7 +209,7 @@ def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _in_one_line(settings: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in settings.items() if key not in ("title", "variant")}
+    rest = {key: value for key, value in settings.items() if key not in ("title", "variant", "model")}
     source = (settings.get("variant") or {}).get("source")
     return "; ".join(f"{key} = {value}" for key, value in flatten({**rest, **({"source": source} if source else {})}))
 
@@ -215,7 +235,9 @@ def render_page(section: Section) -> str:
     )
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     environment.filters["norm_title"] = norm_title
-    # The mark of a verdict stays beside the name.
+    environment.filters["percent"] = percent_text
+    environment.filters["seed_text"] = seed_text
+    # The mark of a verdict stays beside the figure.
     environment.filters["unbroken"] = lambda text: re.sub(f" (?=[{''.join(VERDICT_MARKS.values())}]$)", "\u00a0", text)
     environment.filters["capital"] = lambda text: text[:1].upper() + text[1:]
     template = environment.get_template("page.html.j2")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -12,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from robustfdd.audited import PgdSettings, settings_of
 from robustfdd.errors import RunDirectoryError
-from robustfdd.records import PER_SAMPLE, SCHEMA, Run
-from robustfdd.report.study import Study, Unit, read_study
-from robustfdd.report.verdicts import VERDICT_TABLE, with_verdicts
+from robustfdd.records import PER_SAMPLE, SCHEMA, Run, Verdict
+from robustfdd.report.study import Epsilon, Study, Unit, read_study
+from robustfdd.report.verdicts import VERDICT_TABLE, Audited, gravest, read_audits
 
 Metric = Literal["robust_accuracy", "survival_rate"]
 
@@ -46,27 +48,74 @@ class Results:
 
     Attributes:
         run: as loaded.
-        study: what was planned; the names of its methods carry the mark of their audit's verdict.
+        study: what was planned.
         places: for every place that has records, the row of ``run.cells`` of each training seed.
         unplanned: how many records belong to no unit or radius of the plan; no table shows them.
+        audits: what the audits say, by label of the method and training seed.
     """
 
     run: Run
     study: Study
     places: Mapping[Place, Mapping[int, int]]
     unplanned: int
+    audits: Mapping[tuple[str, int], Audited] = field(default_factory=dict)
 
     def rows(self, place: Place) -> dict[int, pd.Series[Any]]:
         """The record of each seed at a place, by ascending seed; empty where there is a gap."""
         found = self.places.get(place, {})
         return {seed: self.run.cells.loc[found[seed]] for seed in sorted(found)}
 
-    def values(self, place: Place, metric: Metric) -> dict[int, float]:
+    def values(self, place: Place, metric: Metric) -> dict[int, Fraction]:
         """A metric at a place, a fraction in [0, 1] for each seed that has one (no image attacked: no rate)."""
-        column = self.run.cells[metric]
         found = self.places.get(place, {})
-        values = {seed: float(column.loc[found[seed]]) for seed in sorted(found)}
-        return {seed: value for seed, value in values.items() if not np.isnan(value)}
+        values = {}
+        for seed in sorted(found):
+            n_images, n_attacked, n_broken = self._counts[found[seed]]
+            of = n_images if metric == "robust_accuracy" else n_attacked
+            if of:
+                values[seed] = Fraction(n_attacked - n_broken, of)
+        return values
+
+    @cached_property
+    def _counts(self) -> Mapping[int, tuple[int, int, int]]:
+        """By row of the records: how many images there are, were attacked, and were broken."""
+        columns = (self.run.cells[name] for name in ("n_images", "n_attacked", "n_broken"))
+        rows = zip(self.run.cells.index, *columns, strict=True)
+        return {row: (int(images), int(attacked), int(broken)) for row, images, attacked, broken in rows}
+
+    @cached_property
+    def _settings(self) -> Mapping[str, PgdSettings | None]:
+        """The attacks of the study as an audit would audit them, by name."""
+        return {attack.name: settings_of(attack.settings, self.study.protocol) for attack in self.study.attacks}
+
+    def verdict(self, place: Place) -> Verdict | None:
+        """What the audits say of the figure at a place, the gravest of its seeds; None where it was not audited."""
+        found = self.audited_at(place)
+        if not found:
+            return None
+        audits = [found.get((place.method, seed)) for seed in self.places[place]]
+        return gravest([audit.verdict if audit is not None else None for audit in audits])
+
+    def audited_at(self, place: Place) -> Mapping[tuple[str, int], Audited]:
+        """The audits of the figures of single models at a place, by method and seed.
+
+        Only what was crafted in single precision can have been audited.
+        """
+        if not place.step or not self.audits or self.study.attack_precision != "fp32":
+            return {}
+        eps = self.study.grid(place.attack, place.norm)[place.step - 1]
+        found = {}
+        for seed, row in self.places.get(place, {}).items():
+            audit = self.audits.get((place.method, seed))
+            if audit is not None and audit.covers(
+                place.norm,
+                eps,
+                self._settings.get(place.attack),
+                n_images=self._counts[row][0],
+                eot_samples=int(self.run.cells["eot_samples"].loc[row]),
+            ):
+                found[place.method, seed] = audit
+        return found
 
     @cached_property
     def _planned(self) -> Mapping[tuple[str, str, str, str], tuple[int, ...]]:
@@ -142,7 +191,8 @@ class Results:
         )
         columns = [name for name in ("unit", *SCHEMA.names) if name not in PER_SAMPLE]
         frame: pd.DataFrame = self.run.cells.loc[[entry[-1] for entry in located], columns]
-        return frame
+        # A normalisation that is not known makes a normalised epsilon of nothing.
+        return frame if self.study.eps_scale is not None else frame.assign(eps_normalized=np.nan)
 
     def unsteady_methods(self) -> list[str]:
         """Methods recorded as deterministic one of whose models predicted one clean image differently in two units.
@@ -204,11 +254,6 @@ class Results:
         return [group for group in groups.values() if len(group) > 1]
 
 
-def _key(eps: float) -> str:
-    """Epsilons that differ by a rounding of the conversion between the units are one."""
-    return f"{eps:.9g}"
-
-
 def _check_text(run: Run) -> None:
     """Refuse text that JSON can hold and no other file: this package writes none."""
     parts = {"manifest.json": run.manifest, "models": run.models, "failures": [vars(each) for each in run.failures]}
@@ -228,25 +273,22 @@ def sort_results(run: Run) -> Results:
     """
     _check_text(run)
     study = read_study(run.manifest, run.path / "manifest.json")
-    study = with_verdicts(study, run.analyses.get(VERDICT_TABLE), run.path / "analysis")
+    audits = read_audits(study, run.analyses.get(VERDICT_TABLE), run.path / "analysis")
     planned = {(unit.method, unit.seed, unit.attack, unit.norm, unit.engine) for unit in study.units}
     steps = {
-        (attack.name, norm): {
-            _key(eps.pixel if study.eps_unit == "pixel" else eps.normalized): step
-            for step, eps in enumerate(radii, start=1)
-        }
+        (attack.name, norm): {eps.key: step for step, eps in enumerate(radii, start=1)}
         for attack in study.attacks
         for norm, radii in attack.eps.items()
     }
     named = {method.label for method in study.methods}
     places: dict[Place, dict[int, int]] = {}
     unplanned = 0
-    columns = ["unit", "method", "seed", "attack", "norm", "engine", f"eps_{study.eps_unit}"]
+    columns = ["unit", "method", "seed", "attack", "norm", "engine", "eps_pixel"]
     for row, (unit, method, seed, attack, norm, engine, eps) in zip(
         run.cells.index, run.cells[columns].itertuples(index=False, name=None), strict=True
     ):
         grid = steps.get((attack, norm), {})
-        step = 0 if eps == 0 and grid else grid.get(_key(eps))
+        step = 0 if eps == 0 and grid else grid.get(Epsilon(None, eps).key)
         if step is None or method not in named or (method, seed, attack, norm, engine) not in planned:
             unplanned += 1
             continue
@@ -258,4 +300,4 @@ def sort_results(run: Run) -> Results:
                 f"{attack}, {norm}, {engine}, eps {eps:g}"
             )
         found[seed] = row
-    return Results(run, study, places, unplanned)
+    return Results(run, study, places, unplanned, audits)

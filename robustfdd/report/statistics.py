@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
-import numpy as np
 from scipy.stats import t as student_t
 from scipy.stats import ttest_ind_from_stats
+
+from robustfdd.rounding import Figure
+from robustfdd.rounding import mean as exact_mean
+from robustfdd.rounding import variance as exact_variance
 
 #: The coverage of every interval.
 CONFIDENCE = 0.95
@@ -27,16 +31,21 @@ class Summary:
     """A sample in short.
 
     Attributes:
-        mean: of the values.
-        std: sample standard deviation (divided by n - 1); None for one value.
+        mean: of the values, exactly.
+        variance: sample variance (divided by n - 1), exactly; None for one value.
         n: how many values.
         interval: of the mean, at 95 %, by Student's t distribution with n - 1 degrees of freedom; None for one value.
     """
 
-    mean: float
-    std: float | None
+    mean: Fraction
+    variance: Fraction | None
     n: int
     interval: Interval | None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for one value."""
+        return None if self.variance is None else math.sqrt(self.variance)
 
 
 @dataclass(frozen=True)
@@ -44,14 +53,14 @@ class Comparison:
     """One sample against a reference, as independent samples; without a test, ``reason`` says why.
 
     Attributes:
-        difference: mean of the sample minus mean of the reference.
+        difference: mean of the sample minus mean of the reference, exactly.
         interval: of the difference, at 95 %, without assuming equal variances (Welch).
         student: two-sided p-value of Student's t-test, which assumes equal variances.
         welch: two-sided p-value of Welch's t-test, which does not.
         reason: why there is no test; empty where there is one.
     """
 
-    difference: float
+    difference: Fraction
     interval: Interval | None = None
     student: float | None = None
     welch: float | None = None
@@ -63,13 +72,8 @@ class Comparison:
         return self.student is not None and self.student < LEVEL and self.difference > 0
 
 
-def _deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation; exactly 0 for equal values, of which the mean may be off by a rounding."""
-    return 0.0 if min(values) == max(values) else float(np.std(values, ddof=1))
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Mean, sample standard deviation and the interval of the mean.
+def summarise(values: Sequence[Figure]) -> Summary:
+    """Mean, sample variance and the interval of the mean; the order of the values makes no difference.
 
     Raises:
         ValueError: there are no values.
@@ -77,15 +81,15 @@ def summarise(values: Sequence[float]) -> Summary:
     n = len(values)
     if n == 0:
         raise ValueError("a summary needs at least one value")
-    mean = float(np.mean(values))
+    mean = exact_mean(values)
     if n == 1:
         return Summary(mean, None, 1, None)
-    std = _deviation(values)
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
-    return Summary(mean, std, n, (mean - half, mean + half))
+    variance = exact_variance(values)
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(variance / n)
+    return Summary(mean, variance, n, (float(mean) - half, float(mean) + half))
 
 
-def compare(values: Sequence[float], reference: Sequence[float]) -> Comparison:
+def compare(values: Sequence[Figure], reference: Sequence[Figure]) -> Comparison:
     """Test a sample against a reference with Student's and with Welch's t-test, both two-sided.
 
     Args:
@@ -97,20 +101,25 @@ def compare(values: Sequence[float], reference: Sequence[float]) -> Comparison:
     """
     a, b = summarise(values), summarise(reference)
     difference = a.mean - b.mean
-    if a.std is None or b.std is None:
+    if a.variance is None or b.variance is None:
         return Comparison(difference, reason="a test needs at least two values on each side")
-    if a.std == 0 and b.std == 0:
+    if a.variance == b.variance == 0:
         return Comparison(difference, reason="neither side varies, so chance cannot be estimated")
     # From the moments: given the samples, SciPy would warn of cancellation where one of the two does not vary.
     student, welch = (
-        float(ttest_ind_from_stats(a.mean, a.std, a.n, b.mean, b.std, b.n, equal_var=equal).pvalue)
+        float(
+            ttest_ind_from_stats(
+                float(a.mean), math.sqrt(a.variance), a.n, float(b.mean), math.sqrt(b.variance), b.n, equal_var=equal
+            ).pvalue
+        )
         for equal in (True, False)
     )
     # Welch (1947): the degrees of freedom of a difference whose two variances are estimated apart.
-    parts = a.std**2 / a.n, b.std**2 / b.n
-    freedom = sum(parts) ** 2 / (parts[0] ** 2 / (a.n - 1) + parts[1] ** 2 / (b.n - 1))
-    half = float(student_t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(sum(parts))
-    return Comparison(difference, (difference - half, difference + half), student, welch)
+    parts = a.variance / a.n, b.variance / b.n
+    total = parts[0] + parts[1]
+    freedom = total**2 / (parts[0] ** 2 / (a.n - 1) + parts[1] ** 2 / (b.n - 1))
+    half = float(student_t.ppf((1 + CONFIDENCE) / 2, float(freedom))) * math.sqrt(total)
+    return Comparison(difference, (float(difference) - half, float(difference) + half), student, welch)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

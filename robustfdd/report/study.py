@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from robustfdd.errors import RunDirectoryError
+from robustfdd.rounding import Figure, fixed, significant
 
 EpsUnit = Literal["normalized", "pixel"]
 
@@ -27,8 +27,8 @@ PROTOCOL_MEANINGS = {
 #: What it means that attacks made their passes in half precision.
 HALF_PRECISION = "attacks crafted in bfloat16, outcomes judged in single precision"
 
-#: What the audit of a model can find, the gravest last, and the mark beside the name of the method.
-VERDICT_MARKS = {"believable": "✓", "suspicious": "?", "not believable": "✗"}
+#: What an audit can say of a figure, the gravest last, and the mark beside the figure.
+VERDICT_MARKS = {"believable": "✓", "no verdict": "○", "suspicious": "?", "not believable": "✗"}
 
 #: An attack of this kind finds the smallest perturbation of an image by itself; the radii are read off its distances.
 MINIMUM_NORM = "minimum-norm"
@@ -39,22 +39,24 @@ def norm_title(norm: str) -> str:
     return NORM_TITLES.get(norm, norm)
 
 
-def number(value: float, digits: int = 4) -> str:
+def number(value: Figure, digits: int = 4) -> str:
     """A number with at most ``digits`` significant digits, never in exponent form unless it is tiny or huge."""
-    if value != 0 and not 1e-6 <= abs(value) < 1e9:
-        return f"{value:.{digits}g}"
-    return np.format_float_positional(value, precision=digits, fractional=False, trim="-")
+    return significant(value, digits)
 
 
-def signed(points: float) -> str:
+def signed(points: Figure, decimals: int = 2) -> str:
     """A difference in percentage points with its sign, a true minus, and no sign on zero."""
-    text = f"{points:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", "−")
+    return fixed(points, decimals, sign=True).replace("-", "−")
+
+
+def seed_text(seed: int) -> str:
+    """The training seed of one model in words; -1 in the records is a model that was not trained here."""
+    return f"seed {seed}" if seed >= 0 else "trained elsewhere"
 
 
 def one_image(n_images: int) -> str:
     """What one of n images is worth, in percentage points, in words."""
-    points = number(100 / n_images, 2)
+    points = number(Fraction(100, n_images), 2)
     return f"one image is {points} point{'' if points == '1' else 's'}"
 
 
@@ -76,15 +78,18 @@ def unique_stems(names: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class Epsilon:
-    """One radius, in both units."""
+    """One radius in both units; ``normalized`` is None where the normalisation of the model is not known."""
 
-    normalized: float
+    normalized: float | None
     pixel: float
 
-    def texts(self, first: EpsUnit, digits: int = 4) -> tuple[str, str]:
-        """The radius in both units, the unit ``first`` before the other."""
-        both = number(self.normalized, digits), number(self.pixel, digits)
-        return both if first == "normalized" else both[::-1]
+    def texts(self, first: EpsUnit, digits: int = 4) -> tuple[str, ...]:
+        """The radius in both units, the unit ``first`` before the other; in pixels alone where that is all we know."""
+        pixel = number(self.pixel, digits)
+        if self.normalized is None:
+            return (pixel,)
+        normalized = number(self.normalized, digits)
+        return (normalized, pixel) if first == "normalized" else (pixel, normalized)
 
     @property
     def key(self) -> str:
@@ -106,29 +111,13 @@ class Method:
 
     Attributes:
         label: what records and rules know it by.
-        plain_title: its name for people.
+        title: its name for people.
         settings: as the manifest has them.
-        verdict: of the audit, the gravest over its seeds; None where it was not audited.
     """
 
     label: str
-    plain_title: str
+    title: str
     settings: Mapping[str, Any]
-    verdict: str | None = None
-
-    @property
-    def mark(self) -> str:
-        """The mark of the verdict; empty where there is none."""
-        return VERDICT_MARKS[self.verdict] if self.verdict else ""
-
-    @property
-    def title(self) -> str:
-        """The name for people as every table and figure has it: with the mark of the verdict."""
-        return self.marked(self.plain_title)
-
-    def marked(self, name: str) -> str:
-        """Another name of the method with the mark of its verdict."""
-        return f"{name} {self.mark}" if self.mark else name
 
     @property
     def dropout(self) -> str | None:
@@ -186,7 +175,8 @@ class Study:
         title: for people.
         dataset: the data set's title.
         eps_unit: the unit the study states its epsilons in; it comes first in tables and figures.
-        eps_scale: the standard deviation that turns a normalised epsilon into pixels.
+        eps_scale: the standard deviation that turns a normalised epsilon into pixels; None where the normalisation of
+            a model is not known, so that no normalised epsilon can be given.
         protocol: how the attacks are run, in one word.
         attack_precision: of the passes that attacks made, ``"fp32"`` or ``"bf16"``.
         engines: those of the plan, in the study's order, then those that single attacks name; those of the study
@@ -202,7 +192,7 @@ class Study:
     title: str
     dataset: str
     eps_unit: EpsUnit
-    eps_scale: float
+    eps_scale: float | None
     protocol: str
     engines: tuple[str, ...]
     methods: tuple[Method, ...]
@@ -211,6 +201,21 @@ class Study:
     units: tuple[Unit, ...]
     seeds: tuple[int, ...]
     attack_precision: str = "fp32"
+
+    @property
+    def units_shown(self) -> tuple[str, ...]:
+        """The names of the units in which every radius is given, in the order of :meth:`Epsilon.texts`."""
+        return ("pixel",) if self.eps_scale is None else unit_titles(self.eps_unit)
+
+    def radius(self, eps: Epsilon) -> str:
+        """A radius in words, in every unit that there is."""
+        main, *other = eps.texts(self.eps_unit)
+        first, *second = self.units_shown
+        if other and other[0] == main:
+            return f"{main} ({first} = {second[0]})"
+        if not other:
+            return f"{main} {first}"
+        return f"{main} {first} ({other[0]} {second[0]})"
 
     @property
     def trained_seeds(self) -> tuple[int, ...]:
@@ -276,11 +281,30 @@ class Study:
         return next((item.title for item in self.attacks if item.name == attack), attack)
 
     def method_title(self, method: str) -> str:
-        """The method as a reader knows it, with the mark of its verdict."""
+        """The method as a reader knows it."""
         return next((item.title for item in self.methods if item.label == method), method)
 
 
-def _grid(values: list[float], unit: str, scale: float) -> tuple[Epsilon, ...]:
+def normalization_of(study: Mapping[str, Any]) -> str | None:
+    """How the models of a study normalise their images; None where that is not known.
+
+    That of a model of another class is in its own code. Earlier versions wrote down that of the data set for it.
+    """
+    model = study.get("model") or {}
+    if study.get("recipe") is None and "class" in model and not str(model["class"]).startswith("robustfdd."):
+        return None
+    known: str | None = study.get("normalization")
+    return known
+
+
+def pixel_radii(values: Sequence[float], unit: str, scale: float) -> list[float]:
+    """The radii of a grid in pixel units, ascending, each once and without 0."""
+    return sorted({value * scale if unit == "normalized" else float(value) for value in values if value > 0})
+
+
+def _grid(values: Sequence[float], unit: str, scale: float, *, known: bool) -> tuple[Epsilon, ...]:
+    if not known:
+        return tuple(Epsilon(None, pixel) for pixel in pixel_radii(values, unit, scale))
     positive = sorted({float(value) for value in values if value > 0})
     if unit == "pixel":
         return tuple(Epsilon(normalized=value / scale, pixel=value) for value in positive)
@@ -288,71 +312,51 @@ def _grid(values: list[float], unit: str, scale: float) -> tuple[Epsilon, ...]:
 
 
 def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
-    """Take the study out of a manifest.
+    """Take the study out of a manifest, which :func:`robustfdd.records.read_manifest` read.
 
     Args:
         manifest: the content of ``manifest.json``.
         path: the file, for messages.
 
     Raises:
-        RunDirectoryError: a key is missing or of another form than the manifest's format says.
+        RunDirectoryError: the study has attacks, but no engines.
     """
-    try:
-        study = manifest["study"]
-        eps_unit, scale = study["eps_unit"], float(manifest["eps_scale"])
-        if eps_unit not in ("pixel", "normalized"):
-            raise RunDirectoryError(f'{path}: eps_unit {eps_unit!r}; allowed: "pixel", "normalized"')
-        if not scale > 0:
-            raise RunDirectoryError(f"{path}: eps_scale must be above 0, not {scale!r}")
-        methods = tuple(Method(item["label"], item.get("title") or item["label"], item) for item in study["methods"])
-        attacks = tuple(
-            Attack(
-                item["name"],
-                item.get("title") or item["name"],
-                {norm: _grid(values, eps_unit, scale) for norm, values in item["eps"].items()},
-                item,
-            )
-            for item in study["attacks"]
+    study = manifest["study"]
+    known = normalization_of(study) is not None
+    unit, scale = study["eps_unit"], float(manifest["eps_scale"])
+    methods = tuple(Method(item["label"], item.get("title") or item["label"], item) for item in study["methods"])
+    attacks = tuple(
+        Attack(
+            item["name"],
+            item.get("title") or item["name"],
+            {norm: _grid(values, unit, scale, known=known) for norm, values in item["eps"].items()},
+            item,
         )
-        units = tuple(
-            Unit(
-                item["unit"],
-                item["method"],
-                int(item["seed"]),
-                item["attack"],
-                item["norm"],
-                item["engine"],
-                item.get("source"),
-            )
-            for item in manifest["units"]
-        )
-        # Single attacks may name engines that the study does not.
-        named = tuple(study["engines"])
-        used = {unit.engine: None for unit in units}
-        engines = (*(name for name in named if name in used), *(name for name in used if name not in named)) or named
-        seeds = {unit.seed for unit in units} or set(study.get("seeds") or ())
-        dataset = manifest.get("dataset") or {}
-        result = Study(
-            name=study["name"],
-            title=study.get("title") or study["name"],
-            dataset=dataset.get("title") or dataset.get("name") or study["dataset"],
-            eps_unit=eps_unit,
-            eps_scale=scale,
-            protocol=study["protocol"],
-            engines=engines,
-            methods=methods,
-            attacks=attacks,
-            norms=tuple(dict.fromkeys(norm for attack in attacks for norm in attack.eps)),
-            units=units,
-            seeds=tuple(sorted(seeds)),
-            attack_precision=study.get("attack_precision", "fp32"),
-        )
-    except KeyError as error:
-        raise RunDirectoryError(f"{path}: the key {error} is missing") from error
-    except (TypeError, ValueError, AttributeError) as error:
-        raise RunDirectoryError(f"{path}: a key has another form than it should ({error})") from error
-    if not result.methods:
-        raise RunDirectoryError(f"{path}: the study has no methods")
-    if result.attacks and not result.engines:
+        for item in study["attacks"]
+    )
+    keys = ("unit", "method", "seed", "attack", "norm", "engine")
+    units = tuple(
+        Unit(**{key: item[key] for key in keys}, source=item.get("source") or None) for item in manifest["units"]
+    )
+    # Single attacks may name engines that the study does not.
+    named = tuple(study["engines"])
+    used = {item.engine: None for item in units}
+    engines = (*(name for name in named if name in used), *(name for name in used if name not in named)) or named
+    if attacks and not engines:
         raise RunDirectoryError(f"{path}: the study has attacks, but no engines")
-    return result
+    dataset = manifest.get("dataset") or {}
+    return Study(
+        name=study["name"],
+        title=study.get("title") or study["name"],
+        dataset=dataset.get("title") or dataset.get("name") or study["dataset"],
+        eps_unit=unit if known else "pixel",
+        eps_scale=scale if known else None,
+        protocol=study["protocol"],
+        engines=engines,
+        methods=methods,
+        attacks=attacks,
+        norms=tuple(dict.fromkeys(norm for attack in attacks for norm in attack.eps)),
+        units=units,
+        seeds=tuple(sorted({item.seed for item in units} or set(study.get("seeds") or ()))),
+        attack_precision=study.get("attack_precision", "fp32"),
+    )

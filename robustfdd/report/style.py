@@ -66,23 +66,31 @@ class EpsilonAxis:
 
     Attributes:
         positions: one for 0 and one for each radius.
-        units: the names of the two units of epsilon.
+        units: the names of the units of epsilon: two, or pixels alone.
         labels: the tick labels, in each unit.
     """
 
     positions: tuple[float, ...]
-    units: tuple[str, str]
-    labels: tuple[tuple[str, ...], tuple[str, ...]]
+    units: tuple[str, ...]
+    labels: tuple[tuple[str, ...], ...]
 
     @property
     def title(self) -> str:
         """The title of an axis that shows the first unit; both names where the two are the same."""
-        return f"ε ({self.units[0]})" if self.two_units else f"ε ({self.units[0]} = {self.units[1]})"
+        return f"ε ({self.units[0]})" if self.two_units else f"ε ({' = '.join(self.units)})"
 
     @property
     def two_units(self) -> bool:
-        """Whether the two units differ, as they do unless the standard deviation is 1."""
-        return self.labels[0] != self.labels[1]
+        """Whether there are two units that differ, as they do unless the standard deviation is 1."""
+        return len(self.labels) > 1 and self.labels[0] != self.labels[1]
+
+    @property
+    def radii(self) -> tuple[str, ...]:
+        """Every radius in words, in every unit."""
+        return tuple(
+            ", ".join(f"{text} {unit}" for text, unit in zip(texts, self.units, strict=True))
+            for texts in zip(*self.labels, strict=True)
+        )
 
     def labelled(self, labels: Sequence[str], characters: float) -> list[int]:
         """The ticks to label: 0, the last, and as many evenly chosen ones between them as have room.
@@ -112,5 +120,7 @@ def epsilon_axis(grid: Sequence[Epsilon], first: EpsUnit) -> EpsilonAxis:
     steps = np.array([0.0, *(1 + np.log(radii[1:] / radii[1]) / octave)])
     logarithmic = steps / steps[-1]
     positions = max(linear, logarithmic, key=lambda places: float(np.diff(places).min()))
-    main, other = zip(*(eps.texts(first, 3) for eps in (ZERO, *grid)), strict=True)
-    return EpsilonAxis(tuple(positions.tolist()), unit_titles(first), (main, other))
+    texts = [eps.texts(first, 3) for eps in grid]
+    units = unit_titles(first) if len(texts[0]) > 1 else ("pixel",)
+    labels = tuple(zip(ZERO.texts(first)[: len(units)], *texts, strict=True))
+    return EpsilonAxis(tuple(positions.tolist()), units, labels)

@@ -5,27 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from robustfdd.records import Verdict
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Metric, Place, Results
 from robustfdd.report.study import (
     HALF_PRECISION,
     PROTOCOL_MEANINGS,
+    VERDICT_MARKS,
     ZERO,
     Epsilon,
-    EpsUnit,
     Method,
+    Study,
     file_stem,
     norm_title,
-    unit_titles,
 )
 from robustfdd.report.verdicts import marks_text
 from robustfdd.report.worst_case import NAME, TITLE, WorstCase, explanation, worst_case
+from robustfdd.rounding import Figure, exact, fixed, fixed_root, mean, rounded, variance
 
 #: How many values of a row are marked as the best.
 BEST = 3
@@ -44,16 +46,33 @@ class Entry:
     """One method at one radius, in percent, over training seeds.
 
     Attributes:
-        mean: over the seeds that have a record; None for a gap.
-        std: sample standard deviation (divided by n - 1); None for fewer than two seeds.
+        mean: over the seeds that have a record, exactly; None for a gap.
+        variance: sample variance (divided by n - 1), exactly; None for fewer than two seeds.
         n_seeds: how many seeds have a record.
         n_planned: how many the plan has.
+        verdict: of the audit of this very figure; None where it was not audited.
     """
 
-    mean: float | None
-    std: float | None
+    mean: Fraction | None
+    variance: Fraction | None
     n_seeds: int
     n_planned: int
+    verdict: Verdict | None = None
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation; None for fewer than two seeds."""
+        return None if self.variance is None else math.sqrt(self.variance)
+
+    @property
+    def point(self) -> float:
+        """The mean as a picture draws it: NaN for a gap."""
+        return math.nan if self.mean is None else float(self.mean)
+
+    @property
+    def spread(self) -> float:
+        """The sample standard deviation as a picture draws it: NaN where there is none."""
+        return math.nan if self.std is None else self.std
 
     @property
     def incomplete(self) -> bool:
@@ -61,11 +80,12 @@ class Entry:
         return 0 < self.n_seeds < self.n_planned
 
     def text(self, decimals: int) -> str:
-        """The entry as it is shown; a double dagger says that planned seeds are missing."""
+        """The entry as it is shown, with the mark of its verdict; a double dagger: planned seeds are missing."""
         if self.mean is None:
             return GAP
-        spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
-        return f"{self.mean:.{decimals}f}{spread}{'‡' if self.incomplete else ''}"
+        spread = "" if self.variance is None else f" ± {fixed_root(self.variance, decimals)}"
+        mark = f" {VERDICT_MARKS[self.verdict]}" if self.verdict else ""
+        return f"{fixed(self.mean, decimals)}{spread}{'‡' if self.incomplete else ''}{mark}"
 
 
 @dataclass(frozen=True)
@@ -87,25 +107,33 @@ class MainTable:
     Attributes:
         metric: ``"robust_accuracy"`` or ``"survival_rate"``.
         norm: ``"linf"`` or ``"l2"``.
-        eps_unit: the unit in the first of the two columns of radii.
+        study: whose methods and units of epsilon it has.
         columns: the methods, in the study's order.
         rows: the clean row (robust accuracy only), one row for each attack and radius, and those of the worst case.
         decimals: how many are shown; no more than the number of images can tell apart.
-        caption: data, denominator, engines, protocol, seeds, the sampling error, the worst case and the verdicts.
+        about: what a reader must know: data, denominator, engines, protocol, seeds, sampling error, worst case.
+        results: the run.
     """
 
     metric: Metric
     norm: str
-    eps_unit: EpsUnit
+    study: Study
     columns: tuple[Method, ...]
     rows: tuple[Row, ...]
     decimals: int
-    caption: str
+    about: str
+    results: Results
 
     @property
     def name(self) -> str:
         """The stem of the table's files."""
         return file_stem(f"{self.metric}-{self.norm}")
+
+    @property
+    def caption(self) -> str:
+        """What a reader must know, and what the audits say of the figures of this table."""
+        shown = (entry.verdict for row in self.rows for entry in row.entries)
+        return f"{self.about} {marks_text(self.results, shown, self.norm)}"
 
     @property
     def marks(self) -> frozenset[tuple[int, int]]:
@@ -124,11 +152,12 @@ class MainTable:
         radii = [row.eps or ZERO for row in self.rows]
         # A model that does not normalise has one unit, and one column is enough for it.
         one_unit = all(eps.normalized == eps.pixel for eps in radii)
-        units = (" = ".join(unit_titles(self.eps_unit)),) if one_unit else unit_titles(self.eps_unit)
+        units = self.study.units_shown
+        units = (" = ".join(units),) if one_unit else units
         rows = tuple(
             (
                 row.title if i == 0 or i in starts else "",
-                *eps.texts(self.eps_unit)[: len(units)],
+                *eps.texts(self.study.eps_unit)[: len(units)],
                 *(entry.text(self.decimals) for entry in row.entries),
             )
             for i, (row, eps) in enumerate(zip(self.rows, radii, strict=True))
@@ -149,14 +178,15 @@ class MainTable:
         )
 
     def frame(self) -> pd.DataFrame:
-        """The table as data: percent with four decimals, one column a method, one more for its spread over seeds."""
-        spread = any(entry.n_planned > 1 for row in self.rows for entry in row.entries)
+        """The table as data: percent with four decimals, one column a method, more for spread and verdict."""
+        entries = [entry for row in self.rows for entry in row.entries]
+        spread, audited = any(entry.n_planned > 1 for entry in entries), any(entry.verdict for entry in entries)
         records = []
         for row in self.rows:
             record: dict[str, Any] = {
                 "attack": row.attack,
                 "norm": self.norm,
-                "eps_normalized": (row.eps or ZERO).normalized,
+                "eps_normalized": (row.eps or ZERO).normalized if self.study.eps_scale is not None else None,
                 "eps_pixel": (row.eps or ZERO).pixel,
             }
             for method, entry in zip(self.columns, row.entries, strict=True):
@@ -164,20 +194,23 @@ class MainTable:
                 if spread:
                     record[f"{method.label} std"] = _rounded(entry.std)
                     record[f"{method.label} seeds"] = entry.n_seeds
+                if audited:
+                    record[f"{method.label} verdict"] = entry.verdict
             records.append(record)
         frame: pd.DataFrame = pd.DataFrame.from_records(records)
         return frame
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
+def _rounded(value: Figure | None) -> float | None:
+    return None if value is None else rounded(value, 4)
 
 
-def best(values: Sequence[float | None], decimals: int, n: int = BEST) -> list[int]:
+def best(values: Sequence[Figure | None], decimals: int, n: int = BEST) -> list[int]:
     """The positions of the best n values of a row, all that tie with the last of them included.
 
-    Values are compared as they are shown, so that of two equal figures never only one is marked. Of n values
-    or fewer the last is left out, or the mark would say nothing; nothing is marked where all are equal; and 0 is
+    Values are compared exactly, and what shows the same figure as a marked one is marked like it, so that of two equal
+    figures never only one is. Of n values or fewer the last is left out, or the mark would say nothing; nothing is
+    marked where all show the same; and 0 is
     nobody's best.
 
     Args:
@@ -185,7 +218,7 @@ def best(values: Sequence[float | None], decimals: int, n: int = BEST) -> list[i
         decimals: how many decimals are shown.
         n: how many are marked.
     """
-    shown = {i: round(value, decimals) for i, value in enumerate(values) if value is not None}
+    shown = {i: rounded(value, decimals) for i, value in enumerate(values) if value is not None}
     if len(set(shown.values())) < 2:
         return []
     threshold = sorted(shown.values(), reverse=True)[min(n, len(shown) - 1) - 1]
@@ -207,20 +240,22 @@ def shown_decimals(n_images: int) -> int:
     return min(max(math.ceil(math.log10(n_images)) - 2, 0), 2) if n_images else 0
 
 
-def aggregate(values: Sequence[float], n_planned: int) -> Entry:
-    """Mean and sample standard deviation of fractions, in percent."""
-    percent = 100 * np.asarray(values, dtype=np.float64)
+def aggregate(values: Sequence[Figure], n_planned: int, verdict: Verdict | None = None) -> Entry:
+    """Mean and sample variance of fractions, in percent."""
+    percent = [100 * exact(value) for value in values]
     return Entry(
-        mean=float(percent.mean()) if len(percent) else None,
-        std=float(percent.std(ddof=1)) if len(percent) > 1 else None,
+        mean=mean(percent) if percent else None,
+        variance=variance(percent) if len(percent) > 1 else None,
         n_seeds=len(percent),
         n_planned=n_planned,
+        verdict=verdict,
     )
 
 
 def entry_at(results: Results, place: Place, metric: Metric) -> Entry:
     """A metric at a place of the plan, over its training seeds."""
-    return aggregate(list(results.values(place, metric).values()), len(results.planned_seeds(place)))
+    values = list(results.values(place, metric).values())
+    return aggregate(values, len(results.planned_seeds(place)), results.verdict(place))
 
 
 def worst_entry(worst: WorstCase, method: str, step: int, metric: Metric) -> Entry:
@@ -250,8 +285,8 @@ def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[Ma
         counted = results.counts("n_images", norm=norm)
         decimals = shown_decimals(counted[1] if counted else 0)
         incomplete = any(entry.incomplete for row in rows for entry in row.entries)
-        caption = _caption(results, metric, norm, incomplete=incomplete)
-        tables.append(MainTable(metric, norm, study.eps_unit, study.methods, tuple(rows), decimals, caption))
+        about = _about(results, metric, norm, incomplete=incomplete)
+        tables.append(MainTable(metric, norm, study, study.methods, tuple(rows), decimals, about, results))
     return tables
 
 
@@ -266,11 +301,11 @@ def seeds_text(seeds: Sequence[int]) -> str:
     trained = [seed for seed in seeds if seed >= 0]
     texts = [("seed " if len(trained) == 1 else "seeds ") + ", ".join(map(str, trained))] if trained else []
     if len(trained) < len(seeds):
-        texts.append("a model that was not trained here")
+        texts.append("a model trained elsewhere" if trained else "trained elsewhere")
     return "; ".join(texts)
 
 
-def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> str:
+def _about(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> str:
     study = results.study
     images = results.counts("n_images", norm=norm)
     attacked = results.counts("n_attacked", norm=norm)
@@ -293,7 +328,7 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
     sentences = [f"{study.dataset}; {over}; {setting}; {spread}{seeds_text(study.seeds)}."]
     if smallest:
         sentences.append(
-            f"With this many images a figure is known to within ±{half_width(smallest):.1f} points at worst "
+            f"With this many images a figure is known to within ±{fixed(half_width(smallest), 1)} points at worst "
             "(binomial 95 % interval, Wilson)."
         )
     sentences += [
@@ -305,7 +340,6 @@ def _caption(results: Results, metric: Metric, norm: str, *, incomplete: bool) -
         n_marked = min(BEST, len(study.methods) - 1)
         sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
     sentences.append(explanation(results, norm))
-    sentences.append(marks_text(study.methods))
     if metric == "robust_accuracy" and norm == "linf":
         sentences.append(LAYOUT)
     if incomplete:

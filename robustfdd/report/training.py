@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import mean
+from fractions import Fraction
 from typing import Any
 
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.results import Results
 from robustfdd.report.tables import Entry, aggregate, seeds_text
+from robustfdd.rounding import exact, fixed, mean, share
 
 _COLUMNS = ("method", "seed", "clean_accuracy", "n_test", "seconds", "parameters", "checkpoint", "sha256")
 
@@ -27,10 +28,10 @@ def models_of(results: Results, method: str) -> list[Mapping[str, Any]]:
     return sorted(found, key=lambda model: int(model["seed"]))
 
 
-def clean_accuracy(results: Results, method: str) -> dict[int, float]:
+def clean_accuracy(results: Results, method: str) -> dict[int, Fraction]:
     """Accuracy over the whole test split before any attack, in percent, for each seed that has a record."""
     return {
-        int(model["seed"]): 100 * float(model["clean_accuracy"])
+        int(model["seed"]): 100 * share(model["clean_accuracy"], int(model.get("n_test") or 0))
         for model in models_of(results, method)
         if model.get("clean_accuracy") is not None
     }
@@ -48,18 +49,24 @@ def n_test_images(results: Results) -> int | None:
     return next((int(size) for size in sizes if size), None)
 
 
+def _thousands(text: str) -> str:
+    """A figure with a comma between thousands."""
+    whole, _, decimals = text.partition(".")
+    return f"{int(whole):,}.{decimals}"
+
+
 def training_grid(results: Results) -> Grid:
     """Time and size of the models of every method, as a table."""
     rows = []
     for method in results.study.methods:
         models = models_of(results, method.label)
-        seconds = [float(model["seconds"]) for model in models if model.get("seconds") is not None]
+        seconds = [exact(model["seconds"]) for model in models if model.get("seconds") is not None]
         parameters = [f"{model['parameters']:,}" for model in models if model.get("parameters")]
         rows.append(
             (
                 method.title,
                 str(len(models)),
-                f"{mean(seconds):,.1f}" if seconds else GAP,
+                _thousands(fixed(mean(seconds), 1)) if seconds else GAP,
                 parameters[0] if parameters else GAP,
             )
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import reduce
 
 import numpy as np
@@ -46,7 +47,7 @@ class WorstCase:
         """The training seeds that the plan has for a method up to a radius."""
         return self.planned.get((method, step), ())
 
-    def values(self, method: str, step: int, metric: Metric) -> dict[int, float]:
+    def values(self, method: str, step: int, metric: Metric) -> dict[int, Fraction]:
         """A metric at a radius, a fraction in [0, 1] for each seed that has one (no image attacked: no rate)."""
         found = {}
         for seed in self.planned_seeds(method, step):
@@ -55,7 +56,7 @@ class WorstCase:
                 continue
             of = len(outcome) if metric == "robust_accuracy" else int((outcome != Outcome.MISCLASSIFIED).sum())
             if of:
-                found[seed] = int((outcome == Outcome.SURVIVED).sum()) / of
+                found[seed] = Fraction(int((outcome == Outcome.SURVIVED).sum()), of)
         return found
 
     def steps(self) -> dict[str, int]:
@@ -148,8 +149,8 @@ def explanation(results: Results, norm: str) -> str:
     )
     planned = {(unit.method, unit.attack) for unit in units}
     for attack in attacks:
-        without = [m.plain_title for m in study.methods if (m.label, attack.name) not in planned]
-        sources = [m.plain_title for m in study.methods if m.label in study.sources(attack.name)]
+        without = [m.title for m in study.methods if (m.label, attack.name) not in planned]
+        sources = [m.title for m in study.methods if m.label in study.sources(attack.name)]
         if sources:
             text += f" {attack.title}: examples made on {', '.join(sources)}."
         if without and len(without) < len(study.methods):

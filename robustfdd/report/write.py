@@ -89,7 +89,7 @@ def _write_files(run: Run, out: Path) -> Section:
     if trained:
         files.table(trained, training_frame(results))
     agreements = compare_engines(results)
-    agreement = (summary_grid(agreements), detail_grid(agreements, results.study.eps_unit)) if agreements else None
+    agreement = (summary_grid(agreements), detail_grid(agreements, results.study)) if agreements else None
     if agreement:
         # In print the summary is enough; cell by cell the table is longer than a page.
         summary, detail = agreement

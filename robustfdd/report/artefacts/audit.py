@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from robustfdd.audited import LEAST_ATTACKED
 from robustfdd.report.analyses import analysis_table, methods_of, seeds_of
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.audit import (
@@ -21,15 +22,16 @@ from robustfdd.report.audit import (
     VERDICT_COLUMNS,
     ModelVerdict,
     check_status,
-    listed,
     verdicts,
 )
 from robustfdd.report.audit_figures import PICTURES, draw_lines, draw_surfaces
+from robustfdd.report.columns import listed
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Results
-from robustfdd.report.study import VERDICT_MARKS, number
+from robustfdd.report.study import VERDICT_MARKS, number, seed_text
 from robustfdd.report.tables import count_text, seeds_text, shown_decimals
 from robustfdd.report.verdicts import VERDICT_TABLE
+from robustfdd.rounding import fixed
 
 ORDER = 90
 
@@ -43,42 +45,39 @@ def _texts(values: Any) -> str:
 
 
 def _seed(seed: int) -> str:
-    return str(seed) if seed >= 0 else GAP
-
-
-def _percent(share: float, decimals: int) -> str:
-    return f"{100 * share:.{decimals}f}"
+    return str(seed) if seed >= 0 else seed_text(seed)
 
 
 def _verdict_table(results: Results, found: Sequence[ModelVerdict], frame: pd.DataFrame) -> Artefact:
     name, title = "audit-verdicts", "Can the figures be believed: the verdicts of the audit"
-    counts = [item.n_images for item in found]
+    counts = [item.said.n_images for item in found]
     decimals = shown_decimals(max(counts))
     alike = {item.under for item in found}
     which = f" under {found[0].under}" if len(alike) == 1 else ""
     marks = VERDICT_MARKS
     caption = (
-        f"{results.study.dataset}; {count_text((min(counts), max(counts)))} test images. Audited: the robust accuracy"
-        f"{which}, which is in question. Worst found: the lowest that the audit brought it to at the same ε, image by "
+        f"{results.study.dataset}; {count_text((min(counts), max(counts)))} test images, chosen evenly over the "
+        f"classes. Audited: the robust accuracy{which}, on these images, which is in question; the verdict is about "
+        "this number and no other. Worst found: the lowest that the audit brought it to at the same ε, image by "
         "image over everything it tried; the gap is the difference in points. "
         f"{marks['not believable']} not believable: the figure must not be quoted as robustness; "
         f"{marks['suspicious']} suspicious: there are signs that the attack does not work as it should; "
-        f"{marks['believable']} believable: no test found such a sign, which is no proof. "
+        f"{marks['believable']} believable: no test found such a sign, which is no proof; "
+        f"{marks['no verdict']} no verdict: fewer than {LEAST_ATTACKED} images were attacked, and finding nothing says "
+        "nothing. "
         f"The tests are explained in {GUIDE}."
     )
-    starts = group_starts([item.method.label for item in found])
+    starts = group_starts([item.said.method for item in found])
     under = () if len(alike) == 1 else ("Under",)
     rows = [
         (
-            item.method.plain_title if i == 0 or i in starts else "",
-            _seed(item.seed),
-            f"{marks[item.verdict]} {item.verdict}",
+            item.method.title if i == 0 or i in starts else "",
+            _seed(item.said.seed),
+            item.mark,
             *(item.under for _ in under),
             ", ".join(item.failed) or GAP,
-            _percent(item.clean, decimals),
-            _percent(item.audited, decimals),
-            _percent(item.worst, decimals),
-            f"{item.gap:.{decimals}f}",
+            *(fixed(100 * share, decimals) for share in (item.said.clean, item.said.audited, item.said.worst)),
+            fixed(item.said.gap, decimals),
         )
         for i, item in enumerate(found)
     ]
@@ -90,11 +89,17 @@ def _verdict_table(results: Results, found: Sequence[ModelVerdict], frame: pd.Da
         headers=(*names, "Clean (%)", "Audited (%)", "Worst found (%)", "Gap"),
         rows=tuple(rows),
         n_text=len(names),
-        alarms=frozenset(i for i, item in enumerate(found) if item.verdict == "not believable"),
+        alarms=frozenset(i for i, item in enumerate(found) if item.said.verdict == "not believable"),
         rules=starts,
         prose=frozenset(range(3, len(names))),
     )
-    data = frame[["method", "seed", *VERDICT_COLUMNS]].assign(failed=[_texts(value) for value in frame["failed"]])
+    # As the table has them: what an older audit concluded from too few images is no verdict.
+    said = [results.audits[method, seed] for method, seed in zip(frame["method"], frame["seed"], strict=True)]
+    data = frame[["method", "seed", *VERDICT_COLUMNS]].assign(
+        verdict=[item.verdict for item in said],
+        eps_normalized=[item.eps.normalized for item in said],
+        failed=[_texts(value) for value in frame["failed"]],
+    )
     return Artefact(name, title, caption, data, grid, section="audit", unfolded=True)
 
 

@@ -67,7 +67,7 @@ def build(results: Results) -> list[Artefact]:
         )
     )
     one = frame.iloc[0]
-    not_dynamic = [m.plain_title for m in methods if (m.settings.get("variant") or {}).get("dynamic") is False]
+    not_dynamic = [m.title for m in methods if (m.settings.get("variant") or {}).get("dynamic") is False]
     spread = " Mean ± sample standard deviation over seeds." if len(seeds_of(frame)) > 1 else ""
     caption = (
         f"{results.study.dataset}, batches of {one['batch_size']}, {one['steps_per_epoch']} steps an epoch; measured "

@@ -12,6 +12,8 @@ from robustfdd.report.analyses import analysis_table, cell_borders, first_of, me
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, render
 from robustfdd.report.results import Results
+from robustfdd.report.study import seed_text
+from robustfdd.rounding import fixed
 
 ORDER = 42
 
@@ -78,7 +80,7 @@ def _draw_heat(axes: Axes, picture: npt.NDArray[np.float64], row: pd.Series) -> 
     heat = np.asarray(row["heatmap"], dtype=float).reshape(row["height"], row["width"])
     axes.imshow(picture.mean(2), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.imshow(heat, cmap="inferno", alpha=0.25 + 0.7 * heat / heat.max(), interpolation="nearest")
-    axes.set_title(f"map {row['channel']}: {row['entropy']:.2f}", fontsize=8)
+    axes.set_title(f"map {row['channel']}: {fixed(row['entropy'], 2)}", fontsize=8)
 
 
 def _draw_plane(axes: Axes, rows: pd.DataFrame) -> None:
@@ -107,15 +109,16 @@ def build(results: Results) -> list[Artefact]:
     mine, planes, pictures = (
         frame[(frame["method"] == method.label) & (frame["seed"] == seed)] for frame in (heat, channels, images)
     )
-    largest = np.log(mine["height"].iloc[0] * mine["width"].iloc[0])
+    largest = float(np.log(mine["height"].iloc[0] * mine["width"].iloc[0]))
     caption = (
-        f"{results.study.dataset}, {len(pictures)} test images, the network of {method.title}, seed {seed}. Left: the "
-        "last feature maps of the image on two principal components, with the cells in which FDD-2D counts them; the "
-        "occupied cells, ordered by the number of maps in them, are cut into thirds: low, medium and high density. "
+        f"{results.study.dataset}, {len(pictures)} test images, the network of {method.title}, {seed_text(seed)}. "
+        "Left: the last feature maps of the image on two principal components, with the cells in which FDD-2D counts "
+        "them; the occupied cells, ordered by the number of maps in them, are cut into thirds: low, medium and high "
+        "density. "
         f"Right: the {int(mine['rank'].max())} maps of each group with the largest response, the largest first, "
         "brought back to the input by deconvolution; bright is where the absolute value is large, each map on its own "
-        f"scale; the figure is its entropy in nats, at most {largest:.2f}, for a map that is the same everywhere. "
-        "After Figure 2 of Ke et al. (2020), who show a toy network of 5 layers."
+        f"scale; the figure is its entropy in nats, at most {fixed(largest, 2)}, for a map that is the same "
+        "everywhere. After Figure 2 of Ke et al. (2020), who show a toy network of 5 layers."
     )
     frame = mine[["method", "seed", *(name for name in _HEATMAPS if name != "heatmap")]].reset_index(drop=True)
     return [Artefact(_NAME, _TITLE, caption, frame, figure=_draw(mine, planes, pictures))]

@@ -14,6 +14,7 @@ from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
 from robustfdd.report.tables import seeds_text
+from robustfdd.rounding import fixed
 
 ORDER = 43
 
@@ -68,7 +69,7 @@ def _draw(found: list[tuple[Method, pd.DataFrame]], published: str) -> dict[str,
                     continue
                 image = axes.imshow(maps[group], cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
                 row = rows[rows["group"] == group].iloc[0]
-                axes.set_title(f"{group}: {row['entropy_of_average']:.3f} nats", fontsize=9)
+                axes.set_title(f"{group}: {fixed(row['entropy_of_average'], 3)} nats", fontsize=9)
             line[0].set_ylabel(method.title, fontsize=10)
             if image is not None:
                 bar = figure.colorbar(image, ax=list(line), shrink=0.85, pad=0.01)
@@ -86,7 +87,7 @@ def _table(results: Results, frame: pd.DataFrame, published: Published, caption:
             values = {group: mine[mine["group"] == group][column].tolist() for group in _GROUPS}
             cells = [mean_and_spread(values[group], 3) if values[group] else GAP for group in _GROUPS]
             rows.append((method.title, meaning, *cells))
-    cells = [f"{published.value(_PUBLISHED[group]):.3f}" if group in _PUBLISHED else GAP for group in _GROUPS]
+    cells = [fixed(published.value(_PUBLISHED[group]), 3) if group in _PUBLISHED else GAP for group in _GROUPS]
     rows.append((published.source.short, "of heat maps, base not stated", *cells))
     names = [row[0] for row in rows]
     title = "Figure 3: entropy of the heat maps by feature density"
@@ -108,9 +109,9 @@ def build(results: Results) -> list[Artefact]:
         found.append((method, mine[mine["seed"] == mine["seed"].min()]))
     largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
     drawn = (
-        f"The networks of {' and '.join(method.plain_title for method, _ in found)}"
+        f"The networks of {' and '.join(method.title for method, _ in found)}"
         if len(found) > 1
-        else (f"The network of {found[0][0].plain_title}")
+        else (f"The network of {found[0][0].title}")
     )
     first_seeds = " and ".join(map(str, sorted({int(rows["seed"].iloc[0]) for _, rows in found})))
     how = (
@@ -119,10 +120,10 @@ def build(results: Results) -> list[Artefact]:
         "the number of maps in them) are brought back to the input by deconvolution; all: the three groups together."
     )
     values = {group: published.value(name) for group, name in _PUBLISHED.items()}
-    theirs = ", ".join(f"{group} {value:.3f}" for group, value in values.items())
+    theirs = ", ".join(f"{group} {fixed(value, 3)}" for group, value in values.items())
     entropy = (
-        f"The entropy of a heat map that sums to 1 is at most {largest:.3f} nats, for one that is the same everywhere, "
-        "and 0 for a single pixel: larger is more dispersed"
+        f"The entropy of a heat map that sums to 1 is at most {fixed(largest, 3)} nats, for one that is the same "
+        "everywhere, and 0 for a single pixel: larger is more dispersed"
     )
     note = (
         f"{published.source.short} give {theirs} for a toy network of 5 layers; they state neither the base of the "

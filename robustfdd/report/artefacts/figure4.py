@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import matplotlib.ticker as ticks
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robustfdd.report.analyses import analysis_table, first_of, mean_and_spread, methods_of, seeds_of
+from robustfdd.report.analyses import analysis_table, first_of, mean_and_spread, methods_of, seeds_of, shares
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, render
 from robustfdd.report.grid import Grid
@@ -19,6 +20,7 @@ from robustfdd.report.results import Results
 from robustfdd.report.study import Method, number
 from robustfdd.report.style import style
 from robustfdd.report.tables import seeds_text
+from robustfdd.rounding import fixed, mean
 
 ORDER = 44
 
@@ -81,7 +83,7 @@ def _histograms(bins: pd.DataFrame, methods: list[Method]) -> tuple[npt.NDArray[
 def _draw(
     edges: npt.NDArray[np.float64],
     histograms: list[_Histogram],
-    near_zero: dict[str, float],
+    near_zero: dict[str, Fraction],
     reference: Method | None,
     positions: dict[str, int],
 ) -> dict[str, bytes]:
@@ -99,7 +101,9 @@ def _draw(
             axes.stairs(100 * found.share, edges, fill=True, color=colour, alpha=0.75)
             if outline is not None and found is not outline:
                 axes.stairs(100 * outline.share, edges, color="#111827", linewidth=0.9)
-            axes.set_title(f"{found.method.title}\n{100 * near_zero[found.method.label]:.1f} % near zero", fontsize=9)
+            axes.set_title(
+                f"{found.method.title}\n{fixed(100 * near_zero[found.method.label], 1)} % near zero", fontsize=9
+            )
             axes.set_yscale("log")
             axes.set_ylim(100 * least / 2, 100)
             axes.set_xlim(0, edges[-1])
@@ -120,8 +124,8 @@ def _table(results: Results, summary: pd.DataFrame, caption: str) -> Artefact:
         rows.append(
             (
                 method.title,
-                mean_and_spread((100 * mine["share_near_zero_relative"]).tolist(), 1),
-                mean_and_spread((100 * mine["share_near_zero"]).tolist(), 1),
+                mean_and_spread([100 * value for value in shares(mine, "share_near_zero_relative")], 1),
+                mean_and_spread([100 * value for value in shares(mine, "share_near_zero")], 1),
                 mean_and_spread(mine["mean"].tolist(), 3),
                 mean_and_spread(mine["mean_max_abs_logit"].tolist(), 2),
                 mean_and_spread(mine["mean_logit_margin"].tolist(), 2),
@@ -150,7 +154,7 @@ def build(results: Results) -> list[Artefact]:
     edges, histograms = _histograms(bins, methods)
     reference = first_of(methods, "none")
     near_zero = {
-        method.label: float(summary[summary["method"] == method.label]["share_near_zero_relative"].mean())
+        method.label: mean(shares(summary[summary["method"] == method.label], "share_near_zero_relative"))
         for method in methods
     }
     relative, absolute = (
@@ -169,7 +173,7 @@ def build(results: Results) -> list[Artefact]:
     )
     beyond = max(found.beyond for found in histograms)
     tail = f" Up to {100 * beyond:.2g} % of a method's activations lie beyond the axis." if beyond else ""
-    line = f" Black line: {reference.plain_title}, for comparison." if reference and len(methods) > 1 else ""
+    line = f" Black line: {reference.title}, for comparison." if reference and len(methods) > 1 else ""
     caption = (
         f"{what} The vertical axis is logarithmic, and the axes of all panels are the same.{line}{tail} {meaning}. "
         "After Figure 4 of Ke et al. (2020), who show counts of unspecified images."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -30,7 +31,7 @@ _LEGEND = {"none": "no density", "negative": "negative correlation", "positive":
 class _Entry:
     method: Method
     correlation: str
-    values: dict[int, float]
+    values: dict[int, Fraction]
 
     @property
     def summary(self) -> Summary:
@@ -40,7 +41,7 @@ class _Entry:
 def _correlation(method: Method) -> str | None:
     """The sign of a method's kappa; "none" for a baseline, None for a method that is no part of this comparison."""
     kappa = method.options.get("kappa")
-    if kappa:
+    if isinstance(kappa, int | float) and kappa:
         return "negative" if kappa < 0 else "positive"
     return "none" if method.dropout in _BASELINES and method.options.get("active") != "never" else None
 
@@ -56,10 +57,10 @@ def _draw(entries: list[_Entry]) -> dict[str, bytes]:
         axes = figure.add_subplot()
         for x, entry in enumerate(entries):
             look, summary = looks[entry.correlation], entry.summary
-            values = list(entry.values.values())
+            values = list(map(float, entry.values.values()))
             axes.plot([x + 0.18] * len(values), values, linestyle="", marker=".", color=look.colour, alpha=0.5)
             axes.errorbar(
-                x, summary.mean, yerr=summary.std, color=look.colour, marker=look.marker, capsize=4, linestyle=""
+                x, float(summary.mean), yerr=summary.std, color=look.colour, marker=look.marker, capsize=4, linestyle=""
             )
         axes.set_xticks(range(len(entries)), [entry.method.title for entry in entries], rotation=30, ha="right")
         axes.set_xlim(-0.6, len(entries) - 0.4)
@@ -101,7 +102,7 @@ def build(results: Results) -> list[Artefact]:
                 "kappa": entry.method.options.get("kappa"),
                 "alpha": entry.method.options.get("alpha"),
                 "placement": entry.method.settings.get("placement"),
-                "mean": entry.summary.mean,
+                "mean": float(entry.summary.mean),
                 "std": entry.summary.std,
                 "n_seeds": entry.summary.n,
             }

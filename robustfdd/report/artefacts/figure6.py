@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,7 @@ from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, render
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
+from robustfdd.rounding import fixed
 
 ORDER = 46
 
@@ -71,11 +73,11 @@ def _shares(method: Method, rows: pd.DataFrame) -> str:
     """What share of the maps the draw dropped, in the densest cell and elsewhere."""
     dense = rows["density"] == rows["density"].max()
     parts = [
-        f"{100 * part['dropped'].mean():.0f} % of the {len(part)} maps {where}"
+        f"{fixed(Fraction(100 * int(part['dropped'].sum()), len(part)), 0)} % of the {len(part)} maps {where}"
         for part, where in ((rows[dense], "in the densest cell"), (rows[~dense], "in the other cells"))
         if len(part)
     ]
-    return f"{method.plain_title} dropped {' and '.join(parts)}."
+    return f"{method.title} dropped {' and '.join(parts)}."
 
 
 def build(results: Results) -> list[Artefact]:

@@ -50,17 +50,18 @@ class _Panel:
 
 def _panel(results: Results, cells: Sequence[PublishedCell], norm: str) -> _Panel:
     study = results.study
+    scale = study.eps_scale or 1.0  # it is known: the radii are the paper's
     grid = study.grid(_ATTACK, norm)
     there = tuple(cell for cell in cells if cell.norm == norm)
     # By their text, so that a radius that both have is one tick.
-    union = {eps_key(eps.normalized): eps for eps in grid}
+    union = {eps_key(eps.normalized or 0.0): eps for eps in grid}
     for cell in there:
         if cell.eps_normalized > 0:
-            eps = Epsilon(cell.eps_normalized, cell.eps_normalized * study.eps_scale)
+            eps = Epsilon(cell.eps_normalized, cell.eps_normalized * scale)
             union.setdefault(eps_key(cell.eps_normalized), eps)
-    radii = sorted(union.values(), key=lambda eps: eps.normalized)
+    radii = sorted(union.values(), key=lambda eps: eps.pixel)
     axis = epsilon_axis(radii, study.eps_unit)
-    keys = [eps_key(eps.normalized) for eps in (ZERO, *radii)]
+    keys = [eps_key(eps.normalized or 0.0) for eps in (ZERO, *radii)]
     ours = {
         method.label: tuple(
             entry_at(results, results.place(method.label, _ATTACK, norm, step), "robust_accuracy")
@@ -86,14 +87,14 @@ def _draw(axes: Axes, panel: _Panel, methods: Sequence[Method], matched: dict[st
         x = [panel.places[eps_key(cell.eps_normalized)] for cell in cells]
         y = [cell.accuracy_percent for cell in cells]
         axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.0, alpha=_FAINT, zorder=1)
-    x = [panel.places[eps_key(eps.normalized)] for eps in panel.radii]
+    x = [panel.places[eps_key(eps.normalized or 0.0)] for eps in panel.radii]
     for i, label in enumerate(labels):
         look = style(i)
-        mean = np.array([np.nan if entry.mean is None else entry.mean for entry in panel.ours[label]])
-        std = np.array([np.nan if entry.std is None else entry.std for entry in panel.ours[label]])
+        mean = np.array([entry.point for entry in panel.ours[label]])
+        std = np.array([entry.spread for entry in panel.ours[label]])
         axes.plot(x, mean, color=look.colour, linestyle=look.line, marker=look.marker, clip_on=False, zorder=3)
         if label in panel.worst:
-            low = [mean[0], *(np.nan if entry.mean is None else entry.mean for entry in panel.worst[label])]
+            low = [mean[0], *(entry.point for entry in panel.worst[label])]
             axes.plot(x, low, color=look.colour, linestyle=(0, (4, 3)), linewidth=THIN, zorder=2)
         if np.isfinite(std).any():
             axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0, zorder=2)
@@ -134,7 +135,7 @@ def _frame(results: Results, panels: Sequence[_Panel]) -> pd.DataFrame:
                         "dropout": method.dropout,
                         "eps_normalized": eps.normalized,
                         "eps_pixel": eps.pixel,
-                        "accuracy_percent": entry.mean,
+                        "accuracy_percent": None if entry.mean is None else float(entry.mean),
                         "std_percent": entry.std,
                         "n_seeds": entry.n_seeds,
                     }
@@ -147,7 +148,7 @@ def _frame(results: Results, panels: Sequence[_Panel]) -> pd.DataFrame:
                     "method": cell.method,
                     "dropout": cell.method,
                     "eps_normalized": cell.eps_normalized,
-                    "eps_pixel": cell.eps_normalized * results.study.eps_scale,
+                    "eps_pixel": cell.eps_normalized * (results.study.eps_scale or 1.0),
                     "accuracy_percent": cell.accuracy_percent,
                     "std_percent": None,
                     "n_seeds": None,
@@ -167,7 +168,7 @@ def _caption(results: Results, published: Published, matched: dict[str, Method],
     ]
     if len(study.trained_seeds) > 1:
         sentences.append("Bands: one sample standard deviation over training seeds.")
-    names = ", ".join(method.plain_title for name, method in matched.items() if name in drawn)
+    names = ", ".join(method.title for name, method in matched.items() if name in drawn)
     sentences.append(
         f"Faint lines of the same colour, without marks: {published.source.short}, {place.title}, for {names}."
         if names
@@ -175,8 +176,7 @@ def _caption(results: Results, published: Published, matched: dict[str, Method],
     )
     if len(study.methods) <= _N_ENVELOPES:
         sentences.append("Thin dashed lines: the worst case of this run over all its attacks up to each ε.")
-    if any(method.verdict for method in study.methods):
-        sentences.append(marks_text(study.methods))
+    sentences.append(marks_text(results, ()))
     absent = [published.methods[name].title for name in published.methods if name in drawn and name not in matched]
     if absent:
         sentences.append(f"Published, but not drawn, since this run has no such method: {', '.join(absent)}.")

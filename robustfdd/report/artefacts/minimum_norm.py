@@ -13,9 +13,10 @@ from robustfdd.records import Outcome
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.results import Results
-from robustfdd.report.study import Attack, Method, norm_title, number, unit_titles
+from robustfdd.report.study import Attack, Method, norm_title, number
 from robustfdd.report.tables import seeds_text
 from robustfdd.report.verdicts import marks_text
+from robustfdd.rounding import exact, mean, variance
 
 ORDER = 36
 
@@ -70,11 +71,11 @@ def _text(medians: list[_Median], scale: float) -> str:
     """The mean over seeds and its spread; a lower bound where a seed has no more than one."""
     if not medians:
         return GAP
-    values = [item.value / scale for item in medians]
+    values = [exact(item.value) / exact(scale) for item in medians]
     if any(item.beyond for item in medians):
-        return f"> {number(float(np.mean(values)), 3)}"
-    spread = f" ± {number(float(np.std(values, ddof=1)), 2)}" if len(values) > 1 else ""
-    return number(float(np.mean(values)), 3) + spread
+        return f"> {number(mean(values), 3)}"
+    spread = f" ± {number(math.sqrt(variance(values)), 2)}" if len(values) > 1 else ""
+    return number(mean(values), 3) + spread
 
 
 def build(results: Results) -> list[Artefact]:
@@ -88,14 +89,14 @@ def build(results: Results) -> list[Artefact]:
     }
     if not any(found.values()):
         return []
-    scale = 1.0 if study.eps_unit == "pixel" else study.eps_scale
+    scale = 1.0 if study.eps_unit == "pixel" or study.eps_scale is None else study.eps_scale
     caption = (
         f"{study.dataset}; {study.engines_text(attacks={attack.name for attack, _ in attacks})}; "
         f"{'mean ± sample standard deviation over ' if len(study.trained_seeds) > 1 else ''}{seeds_text(study.seeds)}; "
-        f"distances in {unit_titles(study.eps_unit)[0]} units. The radius at which half of the images attacked (those "
+        f"distances in {study.units_shown[0]} units. The radius at which half of the images attacked (those "
         "classified correctly before) are broken, from the distance of every image; larger is more robust, or harder "
         "for the attack. >: fewer than half are broken at the largest ε of the study; the median lies beyond it. "
-        f"{marks_text(study.methods)}"
+        f"{marks_text(results, ())}"
     )
     rows = tuple(
         (
@@ -115,7 +116,7 @@ def build(results: Results) -> list[Artefact]:
                 "method": label,
                 "seed": item.seed,
                 "median_pixel": None if item.beyond else item.value,
-                "median_normalized": None if item.beyond else item.value / study.eps_scale,
+                "median_normalized": None if item.beyond or study.eps_scale is None else item.value / study.eps_scale,
                 "beyond_eps_pixel": item.value if item.beyond else None,
                 "n_attacked": item.n_attacked,
                 "n_broken": item.n_broken,

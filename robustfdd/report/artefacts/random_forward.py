@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Place, Results
-from robustfdd.report.study import ZERO, Epsilon, Method, norm_title, unit_titles
+from robustfdd.report.study import ZERO, Epsilon, Method, norm_title
 from robustfdd.report.tables import seeds_text
+from robustfdd.rounding import fixed, fixed_root, mean, share, variance
 
 ORDER = 80
 
@@ -30,14 +32,13 @@ class _Record:
     eps: Epsilon
     seed: int
     eot_samples: int
-    recorded: float
-    repeated: tuple[float, ...]
+    recorded: Fraction
+    repeated: tuple[Fraction, ...]
 
-    def figures(self) -> tuple[float, float, float, float, float]:
-        """Recorded, mean, sample standard deviation, smallest, largest."""
-        values = np.asarray(self.repeated)
-        std = float(values.std(ddof=1)) if len(values) > 1 else np.nan
-        return self.recorded, float(values.mean()), std, float(values.min()), float(values.max())
+    @property
+    def variance(self) -> Fraction | None:
+        """Sample variance over the predictions; None for one."""
+        return variance(self.repeated) if len(self.repeated) > 1 else None
 
 
 def _records(results: Results, methods: list[Method]) -> list[list[_Record]]:
@@ -61,8 +62,8 @@ def _records(results: Results, methods: list[Method]) -> list[list[_Record]]:
                 eps,
                 seed,
                 int(row["eot_samples"]),
-                100 * float(row["robust_accuracy"]),
-                tuple(100 * float(value) for value in row["repeated_accuracy"]),
+                100 * share(row["robust_accuracy"], int(row["n_images"])),
+                tuple(100 * share(value, int(row["n_images"])) for value in row["repeated_accuracy"]),
             )
             for seed, row in results.rows(place).items()
             if len(row["repeated_accuracy"])
@@ -76,7 +77,6 @@ def _frame(groups: list[list[_Record]]) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     for group in groups:
         for item in group:
-            recorded, mean, std, low, high = item.figures()
             records.append(
                 {
                     "attack": item.place.attack if item.place.step else "clean",
@@ -87,15 +87,22 @@ def _frame(groups: list[list[_Record]]) -> pd.DataFrame:
                     "eps_pixel": item.eps.pixel,
                     "eot_samples": item.eot_samples,
                     "n_predictions": len(item.repeated),
-                    "recorded": recorded,
-                    "mean": mean,
-                    "std": std,
-                    "min": low,
-                    "max": high,
+                    "recorded": float(item.recorded),
+                    "mean": float(mean(item.repeated)),
+                    "std": None if item.variance is None else math.sqrt(item.variance),
+                    "min": float(min(item.repeated)),
+                    "max": float(max(item.repeated)),
                 }
             )
     frame: pd.DataFrame = pd.DataFrame.from_records(records)
     return frame
+
+
+def _mean_deviation(variances: list[Fraction]) -> str:
+    """The mean of the standard deviations; of one, or of equal ones, correctly rounded."""
+    if len(set(variances)) == 1:
+        return fixed_root(variances[0], 2)
+    return fixed(math.fsum(map(math.sqrt, variances)) / len(variances), 2)
 
 
 def _range(numbers: list[int]) -> str:
@@ -117,16 +124,20 @@ def build(results: Results) -> list[Artefact]:
         first = group[0]
         attack, norm, title = kinds[i]
         named = i == 0 or kinds[i] != kinds[i - 1]
-        means = np.mean([item.figures() for item in group], axis=0)
+        variances = [item.variance for item in group if item.variance is not None]
         rows.append(
             (
                 attack if named else "",
                 (norm_title(norm) if first.place.step else GAP) if named else "",
                 title if named else "",
-                *first.eps.texts(study.eps_unit),
+                *first.eps.texts(study.eps_unit)[: len(study.units_shown)],
                 _range([item.eot_samples for item in group]),
                 _range([len(item.repeated) for item in group]),
-                *(GAP if np.isnan(value) else f"{value:.2f}" for value in means),
+                fixed(mean([item.recorded for item in group]), 2),
+                fixed(mean([mean(item.repeated) for item in group]), 2),
+                _mean_deviation(variances) if len(variances) == len(group) else GAP,
+                fixed(mean([min(item.repeated) for item in group]), 2),
+                fixed(mean([max(item.repeated) for item in group]), 2),
             )
         )
     caption = (
@@ -138,7 +149,7 @@ def build(results: Results) -> list[Artefact]:
     )
     headers = (
         *("Attack", "Norm", "Method"),
-        *(f"ε ({unit})" for unit in unit_titles(study.eps_unit)),
+        *(f"ε ({unit})" for unit in study.units_shown),
         *("EOT samples", "Repeats", "Recorded", "Mean", "Std", "Min", "Max"),
     )
     starts = group_starts(["\n".join(kind) for kind in kinds])

@@ -29,11 +29,11 @@ def _where(method: Method) -> str:
 
 
 def _name(dropout: str, members: list[Method]) -> str:
-    """The dropout's title, and the labels that it has in the study beside its own name, with their verdicts' marks."""
-    title = members[0].settings["variant"].get("title") or dropout
+    """The dropout's title, and the labels that it has in the study beside its own name."""
+    title = str(members[0].settings["variant"].get("title") or dropout)
     if [method.label for method in members] == [dropout]:
-        return members[0].marked(title)
-    return f"{title}: {', '.join(method.marked(method.label) for method in members)}"
+        return title
+    return f"{title}: {', '.join(method.label for method in members)}"
 
 
 def _cited(source: str) -> str:
@@ -54,18 +54,18 @@ def build(results: Results) -> list[Artefact]:
         return []
     rows = []
     for dropout in dict.fromkeys(str(method.dropout) for method in methods):
-        members = [method for method in methods if method.dropout == dropout]
+        members = [method for method in methods if str(method.dropout) == dropout]
         variant = members[0].settings["variant"]
         rows.append(
             (
                 _name(dropout, members),
                 variant["strategy"],
-                _yes(variant["adaptive"]),
-                _yes(variant["dynamic"]),
-                variant["hyperparameters"] or GAP,
-                variant["cost"] or GAP,
+                _yes(variant.get("adaptive")),
+                _yes(variant.get("dynamic")),
+                variant.get("hyperparameters") or GAP,
+                variant.get("cost") or GAP,
                 "; ".join(dict.fromkeys(map(_where, members))),
-                _cited(variant["source"]),
+                _cited(variant.get("source") or GAP),
             )
         )
     title = "Table 1: the dropouts compared"
@@ -79,7 +79,7 @@ def build(results: Results) -> list[Artefact]:
         [
             {
                 "method": method.label,
-                "title": method.plain_title,
+                "title": method.title,
                 "dropout": method.dropout,
                 "placement": method.settings.get("placement"),
                 "acts_on": _where(method),

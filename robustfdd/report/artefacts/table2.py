@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pandas as pd
 
@@ -13,6 +14,7 @@ from robustfdd.report.statistics import LEVEL, Comparison, Interval, Summary, co
 from robustfdd.report.study import Method, signed
 from robustfdd.report.tables import best, half_width, seeds_text, shown_decimals
 from robustfdd.report.training import clean_accuracy, n_test_images, planned_seeds
+from robustfdd.rounding import fixed, fixed_root
 
 ORDER = 20
 
@@ -43,7 +45,7 @@ def _rows(results: Results, reference: Method | None) -> list[_Row]:
         label for group in results.identical_methods() if reference and reference.label in group for label in group
     }
     comparisons = {
-        label: Comparison(0.0, reason="the same network") if label in twins else compare(found, other)
+        label: Comparison(Fraction(0), reason="the same network") if label in twins else compare(found, other)
         for label, found in values.items()
         if found and other and found is not other
     }
@@ -64,20 +66,21 @@ def _rows(results: Results, reference: Method | None) -> list[_Row]:
 def _p(value: float | None) -> str:
     if value is None:
         return GAP
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return "<0.001" if value < 0.001 else fixed(value, 3)
 
 
 def _half(interval: Interval | None, decimals: int) -> str:
     """Half the width of an interval, which is symmetric about its figure."""
-    return GAP if interval is None else f"±{(interval[1] - interval[0]) / 2:.{decimals}f}"
+    return GAP if interval is None else f"±{fixed((interval[1] - interval[0]) / 2, decimals)}"
 
 
 def _accuracy(row: _Row, decimals: int) -> str:
     if row.summary is None:
         return GAP
-    spread = "" if row.summary.std is None else f" ± {row.summary.std:.{decimals}f}"
+    variance = row.summary.variance
+    spread = "" if variance is None else f" ± {fixed_root(variance, decimals)}"
     dagger = "†" if row.comparison and row.comparison.significantly_higher else ""
-    return f"{row.summary.mean:.{decimals}f}{spread}{dagger}"
+    return f"{fixed(row.summary.mean, decimals)}{spread}{dagger}"
 
 
 def _seeds(row: _Row) -> str:
@@ -131,7 +134,7 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
         sentences.append("There is no original dropout in this study, so nothing is tested against it.")
     elif tested:
         sentences.append(
-            f"† Significantly better than {reference.plain_title} at the {LEVEL} level, by a two-sided Student's "
+            f"† Significantly better than {reference.title} at the {LEVEL} level, by a two-sided Student's "
             "t-test over the training runs as independent samples, as in Table 2 of Ke et al. (2020)."
         )
         if len(tested) > 1:
@@ -140,7 +143,7 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
                 "adjusted for their number."
             )
         sentences.append(
-            f"Difference: to {reference.plain_title}, in points; its 95 % interval and the last p-value do not assume "
+            f"Difference: to {reference.title}, in points; its 95 % interval and the last p-value do not assume "
             "equal variances (Welch)."
         )
         # With two runs on each side the test rests on two degrees of freedom.
@@ -155,23 +158,21 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
                 "errors."
             )
         untested = [
-            f"{row.method.plain_title} ({row.comparison.reason})"
-            for row in rows
-            if row.comparison and row.comparison.reason
+            f"{row.method.title} ({row.comparison.reason})" for row in rows if row.comparison and row.comparison.reason
         ]
         if untested:
             sentences.append(f"Not tested: {'; '.join(untested)}.")
     elif not comparisons and len(rows) > 1:
-        sentences.append(f"{reference.plain_title} has no training record, so nothing is tested against it.")
+        sentences.append(f"{reference.title} has no training record, so nothing is tested against it.")
     elif comparisons:
         sentences.append(
-            f"Difference: to {reference.plain_title}, in points. No method is marked as significantly better: "
+            f"Difference: to {reference.title}, in points. No method is marked as significantly better: "
             f"{comparisons[0].reason}."
         )
     if n_test:
         sentences.append(
-            f"Apart from training, the choice of {n_test:,} images leaves ±{half_width(n_test):.1f} points at worst "
-            "(binomial 95 % interval, Wilson)."
+            f"Apart from training, the choice of {n_test:,} images leaves ±{fixed(half_width(n_test), 1)} points at "
+            "worst (binomial 95 % interval, Wilson)."
         )
     if sum(row.summary is not None for row in rows) > 1:
         sentences.append("Bold: the best.")
@@ -188,13 +189,13 @@ def _frame(rows: list[_Row], n_test: int | None) -> pd.DataFrame:
         records.append(
             {
                 "method": row.method.label,
-                "mean": summary.mean if summary else None,
+                "mean": float(summary.mean) if summary else None,
                 "std": summary.std if summary else None,
                 "n_seeds": summary.n if summary else 0,
                 "ci_low": low,
                 "ci_high": high,
                 "n_test": n_test,
-                "difference": comparison.difference if comparison else None,
+                "difference": float(comparison.difference) if comparison else None,
                 "difference_ci_low": difference_low,
                 "difference_ci_high": difference_high,
                 "p_student": comparison.student if comparison else None,

@@ -31,12 +31,16 @@ def build(results: Results) -> list[Artefact]:
         return []
     (table,) = tables
     attacked = [row for row in table.rows if row.attack != NAME]
-    rows = [row for row in attacked if row.eps is None or (row.attack, published.eps_key(row.eps.normalized)) in radii]
+    rows = [
+        row
+        for row in attacked
+        if row.eps is None or (row.attack, published.eps_key(row.eps.normalized or 0.0)) in radii
+    ]
     if len(rows) in (1, len(attacked)) or not any(entry.mean is not None for row in rows for entry in row.entries):
         return []
     shown = {row.eps.key for row in rows if row.eps}
     worst = (row for row in table.rows if row.attack == NAME and row.eps and row.eps.key in shown)
     compact = replace(table, rows=(*rows, *worst))
     title = f"Table 3: {compact.grid.title[0].lower()}{compact.grid.title[1:]}, at the published ε"
-    caption = table.caption.replace(LAYOUT, f"Attacks, radii and layout: {LAYOUT.partition(': ')[2]}")
+    caption = compact.caption.replace(LAYOUT, f"Attacks, radii and layout: {LAYOUT.partition(': ')[2]}")
     return [Artefact("table3-robust-accuracy", title, caption, compact.frame(), compact.grid)]

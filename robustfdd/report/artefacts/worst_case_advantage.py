@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import TypeAlias
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -14,11 +16,12 @@ from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, legend, render
 from robustfdd.report.grid import GAP, Grid, group_starts
 from robustfdd.report.results import Results
-from robustfdd.report.study import Attack, Epsilon, Method, file_stem, norm_title, unit_titles
+from robustfdd.report.study import Attack, Epsilon, Method, file_stem, norm_title, signed
 from robustfdd.report.style import epsilon_axis, style
-from robustfdd.report.tables import aggregate, entry_at, seeds_text, worst_entry
+from robustfdd.report.tables import entry_at, seeds_text, worst_entry
 from robustfdd.report.verdicts import marks_text
 from robustfdd.report.worst_case import explanation, worst_case
+from robustfdd.rounding import mean, rounded
 
 ORDER = 34
 
@@ -26,6 +29,10 @@ _NAME = "worst-case-advantage"
 _BASELINES = ("none", "original", "spatial")
 #: The attacks of the paper with several steps, and the one with one step, for radii that have no other.
 _MULTI_STEP, _ONE_STEP = ("bim", "pgd"), "fgsm"
+
+
+#: The figures of a method and of a baseline, exactly.
+_Pair: TypeAlias = tuple[Fraction, Fraction]
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class _Advantage:
     baseline: Method
     eps: Epsilon
     attack: Attack | None
-    under_attack: tuple[float, float] | None
-    worst: tuple[float, float] | None
+    under_attack: _Pair | None
+    worst: _Pair | None
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -54,11 +61,8 @@ class _Advantage:
         return _signed(self.under_attack), _signed(self.worst)
 
 
-def _signed(pair: tuple[float, float] | None) -> str:
-    if pair is None:
-        return GAP
-    text = f"{pair[0] - pair[1]:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+def _signed(pair: _Pair | None) -> str:
+    return GAP if pair is None else signed(pair[0] - pair[1], 1)
 
 
 def _compared(results: Results) -> tuple[list[Method], list[Method]]:
@@ -71,19 +75,19 @@ def _compared(results: Results) -> tuple[list[Method], list[Method]]:
     return [method for method in methods if method not in baselines[:1]], baselines[:1]
 
 
-def _pair(first: float | None, second: float | None) -> tuple[float, float] | None:
-    return None if first is None or second is None else (round(first, 9), round(second, 9))
+def _pair(first: Fraction | None, second: Fraction | None) -> _Pair | None:
+    return None if first is None or second is None else (first, second)
 
 
 def _weakest(
     results: Results, norm: str, eps: Epsilon, methods: Sequence[Method]
-) -> tuple[Attack, dict[str, float | None]] | None:
+) -> tuple[Attack, dict[str, Fraction | None]] | None:
     """Of the paper's attacks with several steps that have this radius, the one that leaves most images correct.
 
     Returns:
         The attack and the robust accuracy of each method under it, by label; FGSM's where no other has the radius.
     """
-    found: list[tuple[Attack, dict[str, float | None]]] = []
+    found: list[tuple[Attack, dict[str, Fraction | None]]] = []
     for attack in results.study.attacks:
         steps = {other.key: step for step, other in enumerate(attack.eps.get(norm, ()), start=1)}
         if attack.name in (*_MULTI_STEP, _ONE_STEP) and eps.key in steps:
@@ -93,7 +97,7 @@ def _weakest(
     shared = [label for label in (m.label for m in methods) if all(values[label] is not None for _, values in several)]
     if not several or not shared:
         return several[0] if several else None
-    return max(several, key=lambda item: aggregate([item[1][label] or 0.0 for label in shared], 0).mean or 0.0)
+    return max(several, key=lambda item: mean([item[1][label] or 0 for label in shared]))
 
 
 def _advantages(results: Results, norm: str) -> list[_Advantage]:
@@ -188,17 +192,16 @@ def _draw(found: Sequence[_Advantage], results: Results, norm: str) -> dict[str,
         return render(figure)
 
 
-def _difference(pair: tuple[float, float] | None) -> float:
-    return float("nan") if pair is None else pair[0] - pair[1]
+def _difference(pair: _Pair | None) -> float:
+    return float("nan") if pair is None else float(pair[0] - pair[1])
 
 
 def _frame(found: Sequence[_Advantage], norm: str) -> pd.DataFrame:
-    def values(prefix: str, pair: tuple[float, float] | None) -> dict[str, float | None]:
-        first, second = pair or (None, None)
+    def values(prefix: str, pair: _Pair | None) -> dict[str, float | None]:
         return {
-            f"method_{prefix}": first,
-            f"baseline_{prefix}": second,
-            f"advantage_{prefix}": None if pair is None else round(pair[0] - pair[1], 4),
+            f"method_{prefix}": None if pair is None else rounded(pair[0], 9),
+            f"baseline_{prefix}": None if pair is None else rounded(pair[1], 9),
+            f"advantage_{prefix}": None if pair is None else rounded(pair[0] - pair[1], 4),
         }
 
     frame: pd.DataFrame = pd.DataFrame.from_records(
@@ -227,7 +230,7 @@ def _caption(results: Results, norm: str) -> str:
         f"{seeds_text(study.seeds)}; above 0 the method is better. Before the arrow: under the attack that is named, "
         "the weakest at that ε of the paper's attacks with several steps (FGSM where there is none); after it: in the "
         "worst case. An advantage that is gone there was one over the attack, not over adversarial examples. "
-        f"ε in {unit_titles(study.eps_unit)[0]} units. {explanation(results, norm)} {marks_text(study.methods)}"
+        f"ε in {study.units_shown[0]} units. {explanation(results, norm)} {marks_text(results, ())}"
     )
 
 

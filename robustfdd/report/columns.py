@@ -1,0 +1,161 @@
+"""The columns of the tables that analyses and audits leave in a run, so that nobody's file is taken for one of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from pandas.api import types
+
+from robustfdd.errors import RunDirectoryError
+
+#: What the cells of a column hold.
+Kind = Literal["text", "count", "number", "share", "truth", "numbers", "texts"]
+
+_WORDS: Mapping[Kind, str] = {
+    "text": "text",
+    "count": "whole numbers from 0",
+    "number": "numbers",
+    "share": "shares from 0 to 1",
+    "truth": "true or false",
+    "numbers": "lists of numbers",
+    "texts": "lists of text",
+}
+
+
+def _kinds(text: str = "", **columns: str) -> Mapping[str, Kind]:
+    """Columns by kind, as names with blanks between them."""
+    found: dict[str, Kind] = dict.fromkeys(text.split(), "text")
+    for kind, names in columns.items():
+        found |= dict.fromkeys(names.split(), kind)  # type: ignore[arg-type]
+    return MappingProxyType(found)
+
+
+#: The columns of every table that the report reads.
+COLUMNS: Mapping[str, Mapping[str, Kind]] = {
+    "audit_verdict": _kinds(
+        "verdict norm attack",
+        number="eps_pixel eps_normalized seconds",
+        count="n_images gradient_passes forward_passes eot_samples",
+        share="clean_accuracy audited_accuracy worst_accuracy",
+        texts="failed",
+    ),
+    "audit_indicators": _kinds(
+        "name title status unit threshold source advice finding", count="number", number="value", numbers="images"
+    ),
+    "audit_pictures": _kinds("picture series x_title y_title title", numbers="x y z"),
+    "activations": _kinds(number="left right", count="count"),
+    "activation-summary": _kinds(
+        count="n_images n_features",
+        number="mean std near_zero near_zero_relative mean_max_abs_logit mean_logit_margin",
+        share="share_near_zero share_near_zero_relative",
+    ),
+    "cost": _kinds(
+        "hardware device",
+        count="layers batch_size steps_per_epoch repetitions threads",
+        number="step_seconds estimate_seconds mask_seconds estimate_share mask_share",
+    ),
+    "density-channels": _kinds("group", count="image channel density n_bins", number="pc1 pc2"),
+    "density-groups": _kinds(
+        "group",
+        count="n_images of_images n_top n_heatmaps height width",
+        number="share_of_maps average_entropy entropy_of_average grey_level_entropy_of_average",
+        numbers="heatmap",
+    ),
+    "density-heatmaps": _kinds(
+        "group", count="image rank channel height width", number="response entropy", numbers="heatmap"
+    ),
+    "density-images": _kinds("class", count="image channels height width", numbers="pixels"),
+    "planes": _kinds(
+        "class", count="image channel density n_bins", number="pc1 pc2 pc3 drop_probability", truth="dropped"
+    ),
+}
+
+#: Of lists, the columns whose product is their length; without that they cannot be drawn.
+_LENGTHS: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("density-groups", "heatmap"): ("height", "width"),
+    ("density-heatmaps", "heatmap"): ("height", "width"),
+    ("density-images", "pixels"): ("channels", "height", "width"),
+}
+#: Columns of counts that are at least 1.
+_AT_LEAST_ONE = frozenset({"n_images", "n_features", "n_bins", "height", "width", "channels", "n_top", "rank"})
+
+
+def listed(value: Any) -> list[Any]:
+    """A list in a cell of an analysis, which comes back as an array, or as nothing where it was empty."""
+    return [] if value is None or (isinstance(value, float) and pd.isna(value)) else list(value)
+
+
+def _every(test: Callable[[Any], bool]) -> Callable[[pd.Series[Any]], bool]:
+    return lambda column: all(test(value) for value in column)
+
+
+def _finite(column: pd.Series[Any]) -> npt.NDArray[np.float64]:
+    return column.to_numpy(dtype=np.float64)
+
+
+def _is_number(column: pd.Series[Any]) -> bool:
+    return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
+
+
+_TESTS: Mapping[Kind, Callable[[pd.Series[Any]], bool]] = {
+    "text": _every(lambda value: isinstance(value, str)),
+    "count": lambda column: types.is_integer_dtype(column.dtype) and bool((column >= 0).all()),
+    "number": _is_number,
+    "share": lambda column: _is_number(column) and bool(((_finite(column) >= 0) & (_finite(column) <= 1)).all()),
+    "truth": lambda column: types.is_bool_dtype(column.dtype),
+    "numbers": _every(
+        lambda value: (
+            isinstance(value, np.ndarray | list | float | None)
+            and all(isinstance(item, int | float | np.number) for item in listed(value))
+            if not isinstance(value, float) or pd.isna(value)
+            else False
+        )
+    ),
+    "texts": _every(
+        lambda value: (
+            isinstance(value, np.ndarray | list | None) and all(isinstance(item, str) for item in listed(value))
+        )
+    ),
+}
+
+
+def check_columns(frame: pd.DataFrame, table: str, where: object, columns: Collection[str] | None = None) -> None:
+    """Make sure that a table of an analysis has the columns that are read of it, and in them what belongs there.
+
+    Args:
+        frame: the rows of all models.
+        table: its name, a key of :data:`COLUMNS`.
+        where: the folder of the analyses, for messages.
+        columns: those that are read; all when None, but for advice, which earlier audits did not give.
+
+    Raises:
+        RunDirectoryError: a column is missing, or holds something else.
+    """
+    kinds = COLUMNS[table]
+    wanted = [name for name in kinds if name != "advice"] if columns is None else list(columns)
+    missing = sorted(set(wanted) - set(frame.columns))
+    again = "remove them, and the next analysis or audit remakes them"
+    if missing:
+        raise RunDirectoryError(f"{where}: the files {table}--* have no column {', '.join(missing)}; {again}")
+    for name, kind in kinds.items():
+        if name not in frame.columns:
+            continue
+        if not _TESTS[kind](frame[name]):
+            raise RunDirectoryError(
+                f"{where}: the column {name} of the files {table}--* must hold {_WORDS[kind]}; {again}"
+            )
+        if name in _AT_LEAST_ONE and bool((frame[name] < 1).any()):
+            raise RunDirectoryError(f"{where}: the column {name} of the files {table}--* must be at least 1; {again}")
+    for (owner, name), sizes in _LENGTHS.items():
+        if owner == table and {name, *sizes} <= set(frame.columns):
+            lengths = [len(listed(value)) for value in frame[name]]
+            if lengths != frame[list(sizes)].prod(axis="columns").tolist():
+                raise RunDirectoryError(
+                    f"{where}: the lists in the column {name} of the files {table}--* must have "
+                    f"{' times '.join(sizes)} entries; {again}"
+                )
