@@ -112,7 +112,7 @@ class Asked(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model.model if isinstance(model, Asked) else model
+        self.model: nn.Module = model.model if isinstance(model, Asked) else model
         self.training = False
 
     def train(self, mode: bool = True) -> Asked:  # noqa: ARG002 - see the class

@@ -42,7 +42,14 @@ from robustfdd.manifest import command_line
 from robustfdd.models import build_model, check_same_data, load_model, own_config, read_checkpoint
 from robustfdd.preparation import check_compiler
 from robustfdd.progress import Display, duration
-from robustfdd.report import audit_text, combine, disagreements, main_table_text, write_report
+from robustfdd.report import (
+    audit_text,
+    combine,
+    disagreements,
+    main_table_text,
+    undefined_gradients,
+    write_report,
+)
 from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
 from robustfdd.rounding import fixed, share
 from robustfdd.specs import (
@@ -402,9 +409,9 @@ def _conclude(directory: Path, status: Status | None = None) -> None:
 def _print_tables(found: records.Run) -> None:
     out_console.print(main_table_text(found))
     out_console.print(audit_text(found))
-    for disagreement in disagreements(found):
+    for warning in (*map(str, disagreements(found)), *undefined_gradients(found.cells)):
         err_console.print(
-            printable(f"warning: {disagreement}"), style="bold yellow", markup=False, highlight=False, soft_wrap=True
+            printable(f"warning: {warning}"), style="bold yellow", markup=False, highlight=False, soft_wrap=True
         )
 
 

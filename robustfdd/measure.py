@@ -388,6 +388,7 @@ class _FirstGradients:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = WatchedGradient(model)
+        self._undefined = torch.zeros(0, dtype=torch.bool)
 
     def begin(self, index: Tensor) -> None:
         """Forget all, and go on with the images at these ascending positions."""

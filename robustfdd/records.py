@@ -357,8 +357,13 @@ def _read_table(path: Path) -> tuple[pa.Table, str]:
         raise RunDirectoryError(f"{path}: no such file") from None
     except OSError as error:
         # Those of Arrow have no number.
-        what = "damaged: not readable as Parquet" if error.errno is None else "cannot be read"
-        raise _damaged(path, f"{what} ({_first_line(error)})") from error
+        damaged = error.errno is None
+        what = (
+            f"damaged: not readable as Parquet ({_first_line(error)})"
+            if damaged
+            else f"cannot be read ({error.strerror})"
+        )
+        raise _damaged(path, what) from error
     except Exception as error:  # what is in a damaged file makes its readers raise errors of any kind
         raise _damaged(path, f"damaged: not readable as Parquet ({_first_line(error)})") from error
     if form != str(FORMAT):

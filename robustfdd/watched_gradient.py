@@ -25,6 +25,7 @@ class WatchedGradient(nn.Module):
         self.model = model
         self.training = model.training  # of this wrapper only: the modes inside are the model's own
         self._images: Tensor | None = None
+        self._undefined = torch.zeros(0, dtype=torch.bool)
 
     def watch(self, x: Tensor) -> None:
         """Begin anew with the images of an attack, float, shape (N, C, H, W)."""
@@ -61,12 +62,12 @@ class _Watched(torch.autograd.Function):
     """The identity, whose gradient is looked at."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, watch: WatchedGradient) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, watch: WatchedGradient) -> Tensor:
         ctx.x, ctx.watch = x.detach(), watch
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         finite = torch.isfinite(gradient)
         ctx.watch.note(ctx.x, ~finite.flatten(1).all(1))
         return torch.where(finite, gradient, torch.zeros_like(gradient)), None

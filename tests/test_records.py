@@ -168,7 +168,7 @@ def test_the_digest_is_of_the_content_and_not_of_the_layout(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("column", "value", "says"),
     [
-        ("outcome", [0, 1, 3], "an outcome is none of 0, 1, 2"),
+        ("outcome", [0, 1, 4], "an outcome is none of 0, 1, 2, 3"),
         ("label", [0, 0], "has more than another"),
         ("label", [0, 0, None], "a value of label is missing"),
         ("engine", None, "a value of engine is missing"),
@@ -259,7 +259,10 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
         (lambda p: (p / "manifest.json").write_text(json.dumps({"format": FORMAT})), "holds no checksum"),
         (lambda p: write_json(p / "manifest.json", {"format": 99}), "format 99"),
         (lambda p: (p / "results" / "u.parquet").write_bytes(b"x"), "not readable as Parquet"),
-        (lambda p: (p / "results" / "u.parquet").unlink() or (p / "results" / "u.parquet").mkdir(), "Is a directory"),
+        (
+            lambda p: (p / "results" / "u.parquet").unlink() or (p / "results" / "u.parquet").mkdir(),
+            "a directory, not a regular file",
+        ),
         (lambda p: (p / "analysis").write_text("x"), "analysis: cannot be read"),
         (lambda p: write_json(p / "failures" / "f.json", {"a": 1}), "f.json: unit is missing"),
         (

@@ -9,7 +9,7 @@ from robustfdd.report.agreement import Agreement
 from robustfdd.report.audit import audit_text
 from robustfdd.report.combine import combine
 from robustfdd.report.grid import Grid
-from robustfdd.report.notes import Note
+from robustfdd.report.notes import Note, undefined_gradients
 from robustfdd.report.summary import disagreements, main_table_text, run_notes
 from robustfdd.report.tables import MainTable
 from robustfdd.report.write import write_report
@@ -24,5 +24,6 @@ __all__ = [
     "disagreements",
     "main_table_text",
     "run_notes",
+    "undefined_gradients",
     "write_report",
 ]

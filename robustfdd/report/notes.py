@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import groupby
 from typing import Any, Literal
+
+import pandas as pd
 
 from robustfdd.audited import LEAST_ATTACKED
 from robustfdd.report.agreement import TOLERANCE_POINTS, Agreement
@@ -286,6 +289,30 @@ def _limits(results: Results) -> list[Note]:
     return found
 
 
+def undefined_gradients(cells: pd.DataFrame) -> list[str]:
+    """Where images had a gradient that is no number, in a sentence for each method, attack, norm and engine.
+
+    Args:
+        cells: the records, with the columns of :data:`robustfdd.records.SCHEMA`.
+    """
+    hurt = cells[cells["n_undefined"] > 0] if len(cells) else cells
+    found = []
+    for (method, attack, norm, engine), group in hurt.groupby(["method", "attack", "norm", "engine"], sort=False):
+        most = group.loc[group["n_undefined"].idxmax()]
+        n, of = int(most["n_undefined"]), int(most["n_images"])
+        found.append(
+            f"{method} under {attack} in {norm_title(norm)} through {engine}: the gradient of up to {n} of {of} images "
+            "was NaN or infinite, so that the attack could not move them. They count as not robust: robust accuracy is "
+            f"at least what is shown, and at most {fixed(Fraction(100 * n, of), 1)} points more."
+        )
+    return found
+
+
+def _undefined(results: Results) -> list[Note]:
+    texts = undefined_gradients(results.run.cells)
+    return [Note("warning", "Gradients that are no numbers", text) for text in texts]
+
+
 def notes(results: Results, agreements: Sequence[Agreement]) -> list[Note]:
     """All remarks on a run, the gravest first.
 
@@ -297,6 +324,7 @@ def notes(results: Results, agreements: Sequence[Agreement]) -> list[Note]:
     found = [
         *_disagreements(agreements),
         *_gaps(results),
+        *_undefined(results),
         *_audits(results),
         *_random_forwards(results),
         *_worst_cases(results),

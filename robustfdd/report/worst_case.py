@@ -116,7 +116,7 @@ def _cumulated(results: Results, cells: list[tuple[int, Place]], seed: int, n_st
         return {}
     shared = reduce(np.intersect1d, there)
     found: dict[int, Outcomes] = {}
-    wrong, broken = np.zeros(len(shared), dtype=bool), np.zeros(len(shared), dtype=bool)
+    wrong, broken, undefined = np.zeros((3, len(shared)), dtype=bool)
     position = 0
     for step in range(rows[0][0], n_steps + 1):
         while position < len(rows) and rows[position][0] == step:
@@ -128,10 +128,18 @@ def _cumulated(results: Results, cells: list[tuple[int, Place]], seed: int, n_st
             outcome = np.asarray(recorded.at[row])[order[np.searchsorted(index, shared, sorter=order)]]
             wrong |= outcome == Outcome.MISCLASSIFIED
             broken |= outcome == Outcome.BROKEN
+            undefined |= outcome == Outcome.UNDEFINED
             position += 1
         if len(shared):
-            worst = np.where(wrong, Outcome.MISCLASSIFIED, np.where(broken, Outcome.BROKEN, Outcome.SURVIVED))
-            found[step] = worst.astype(np.int8)
+            # From the weakest claim to the strongest, each written over the one before.
+            worst = np.full(len(shared), Outcome.SURVIVED, dtype=np.int8)
+            for images, outcome in (
+                (undefined, Outcome.UNDEFINED),
+                (broken, Outcome.BROKEN),
+                (wrong, Outcome.MISCLASSIFIED),
+            ):
+                worst[images] = outcome
+            found[step] = worst
     return found
 
 
