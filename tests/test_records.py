@@ -261,7 +261,7 @@ def test_a_run_is_read_whole(tmp_path: Path) -> None:
         (lambda p: (p / "results" / "u.parquet").write_bytes(b"x"), "not readable as Parquet"),
         (
             lambda p: (p / "results" / "u.parquet").unlink() or (p / "results" / "u.parquet").mkdir(),
-            "a directory, not a regular file",
+            "a directory, not",
         ),
         (lambda p: (p / "analysis").write_text("x"), "analysis: cannot be read"),
         (lambda p: write_json(p / "failures" / "f.json", {"a": 1}), "f.json: unit is missing"),

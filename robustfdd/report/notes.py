@@ -297,8 +297,10 @@ def undefined_gradients(cells: pd.DataFrame) -> list[str]:
     """
     hurt = cells[cells["n_undefined"] > 0] if len(cells) else cells
     found = []
-    for (method, attack, norm, engine), group in hurt.groupby(["method", "attack", "norm", "engine"], sort=False):
-        most = group.loc[group["n_undefined"].idxmax()]
+    names = ["method", "attack", "norm", "engine"]
+    for _, group in hurt.groupby(names, sort=False):
+        most = group.sort_values("n_undefined").iloc[-1]
+        method, attack, norm, engine = (str(most[name]) for name in names)
         n, of = int(most["n_undefined"]), int(most["n_images"])
         found.append(
             f"{method} under {attack} in {norm_title(norm)} through {engine}: the gradient of up to {n} of {of} images "

@@ -131,14 +131,11 @@ def _cumulated(results: Results, cells: list[tuple[int, Place]], seed: int, n_st
             undefined |= outcome == Outcome.UNDEFINED
             position += 1
         if len(shared):
-            # From the weakest claim to the strongest, each written over the one before.
+            # Each writes over the one before: an image that any attack breaks is broken.
             worst = np.full(len(shared), Outcome.SURVIVED, dtype=np.int8)
-            for images, outcome in (
-                (undefined, Outcome.UNDEFINED),
-                (broken, Outcome.BROKEN),
-                (wrong, Outcome.MISCLASSIFIED),
-            ):
-                worst[images] = outcome
+            worst[undefined] = Outcome.UNDEFINED
+            worst[broken] = Outcome.BROKEN
+            worst[wrong] = Outcome.MISCLASSIFIED
             found[step] = worst
     return found
 
