@@ -58,7 +58,7 @@ from robustfdd.specs import (
     unit_asked_for,
 )
 from robustfdd.tasks import Context, Job, Task, fresh_model, is_done, plan_attacks, plan_tasks
-from robustfdd.threat import Norm, Threat
+from robustfdd.threat import Threat
 from robustfdd.units import (
     AttackUnit,
     Source,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -87,8 +88,8 @@ def _head(file: Path, n: int) -> bytes:
         return stream.read(n)
 
 
-def _numbers(value: object) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value,)  # type: ignore[arg-type]  # as Pillow has them
+def _numbers(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
 _DEPTHS: dict[str, Callable[[Image.Image, Path], int]] = {

@@ -2,11 +2,11 @@
 
 Classes are the folders, sorted by name, and must be the same in both splits; their names are compared, and kept, in
 Unicode's composed form (NFC), since some systems write "é" as one character and some as two. Images are taken in the
-order of their names. All images must be of one size: nothing is rescaled, because an attack's budget is meant for the pixels that a
-model sees. Grey images have one channel; if any image of either split is not grey, all have three (RGB). Transparency
-is dropped, a rotation noted in the metadata is not applied, and of several frames the first is read. A file that has
-more than 8 bits a channel is refused (:mod:`robustfdd.datasets.bit_depth`). Names that begin with a dot are ignored;
-anything else that is not an image is an error, so that nothing is left out unnoticed.
+order of their names. All images must be of one size: nothing is rescaled, because an attack's budget is meant for the
+pixels that a model sees. Grey images have one channel; if any image of either split is not grey, all have three (RGB).
+Transparency is dropped, a rotation noted in the metadata is not applied, and of several frames the first is read. A
+file that has more than 8 bits a channel is refused (:mod:`robustfdd.datasets.bit_depth`). Names that begin with a dot
+are ignored; anything else that is not an image is an error, so that nothing is left out unnoticed.
 """
 
 from __future__ import annotations
