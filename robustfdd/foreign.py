@@ -140,7 +140,9 @@ def _unreadable(head: bytes, named_safetensors: bool, error: Exception) -> str:
         error: what the library raised.
     """
     said = str(error)
-    by_torch = head.startswith((b"PK\x03\x04", b"\x80"))
+    # The length of its header, which is less than 4 GiB, and the header, which is JSON.
+    by_safetensors = head[4:9] == b"\0\0\0\0{"
+    by_torch = head.startswith((b"PK\x03\x04", b"\x80")) and not by_safetensors
     refused = re.search(r"GLOBAL (\S+)", said)
     causes = [
         (not head, "the file is empty"),
@@ -150,10 +152,7 @@ def _unreadable(head: bytes, named_safetensors: bool, error: Exception) -> str:
             "it is a pointer of Git LFS and not the weights themselves; `git lfs pull` fetches them",
         ),
         (by_torch and named_safetensors, "its name says safetensors, but it is a file of torch.save; name it .pt"),
-        (
-            head[8:9] == b"{" and not by_torch and not named_safetensors,
-            "it is a file of safetensors; name it .safetensors",
-        ),
+        (by_safetensors and not named_safetensors, "it is a file of safetensors; name it .safetensors"),
         (
             "TorchScript" in said,
             "it is a TorchScript program and no state dict; have the factory return torch.jit.load(...) of it, and "

@@ -172,7 +172,10 @@ def _one_epoch(
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+        try:
             optimizer.step()
+        except RuntimeError as error:  # a learning rate beyond what a float holds
+            raise TrainingError(f"a step cannot be made ({reason(error)}); {_lower(recipe)}") from error
         scheduler.step()
         total_loss += loss.detach() * len(index)
         total_correct += (logits.detach().argmax(1) == y).sum()

@@ -136,3 +136,18 @@ def graded(value: float, *, warning: float, alarm: float | None = None, least: f
 def positions(images: Tensor) -> tuple[int, ...]:
     """Where a choice of images, boolean, shape (N,), is true; ascending."""
     return tuple(images.nonzero().squeeze(1).tolist())
+
+
+def nothing_left(images: Tensor, attacks: str = "The audited attack") -> Finding | None:
+    """The finding of an indicator that looks for more than some attacks found, where they left nothing to find.
+
+    Args:
+        images: which of the attacked images they left, boolean, shape (N,).
+        attacks: what they are, as the beginning of a sentence, in the singular.
+
+    Returns:
+        None where there is an image that more could be found on.
+    """
+    if bool(images.any()):
+        return None
+    return Finding("not applicable", None, f"{attacks} left no image, so there is nothing more to find.")

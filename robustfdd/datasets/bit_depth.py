@@ -50,7 +50,7 @@ def _tiff(image: Image.Image, _file: Path) -> int:
     tags = getattr(image, "tag_v2")  # noqa: B009 - of Pillow's class for this format alone
     if set(_numbers(tags.get(339, 1))) - {1, 4}:
         raise ValueError("its values are no unsigned whole numbers")
-    return max(_numbers(tags.get(258, 1)))
+    return int(max(_numbers(tags.get(258, 1))))
 
 
 def _ppm(image: Image.Image, _file: Path) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import EOT_PASSES, Evidence
 
 
@@ -11,6 +11,8 @@ def compute(evidence: Evidence) -> Finding:
     found = evidence.averaged
     if found is None:
         return Finding("not applicable", None, "The forward pass is deterministic.")
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     text = (
         f"Gradients averaged over {EOT_PASSES} passes instead of {max(evidence.eot_samples, 1)} break {{points}} "
         "points more."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from robustfdd.audit.base import Finding, Indicator, graded, positions, register
+from robustfdd.audit.base import Finding, Indicator, graded, nothing_left, positions, register
 from robustfdd.audit.evidence import Evidence
 
 #: Survivors below which their mean says nothing.
@@ -18,6 +18,8 @@ def compute(evidence: Evidence) -> Finding:
     """The best margin so far of each survivor, over the last steps of the audited attack."""
     trace = evidence.audited.ascent
     assert trace is not None
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     if evidence.attack.steps <= LAST:
         return Finding(
             "warning",

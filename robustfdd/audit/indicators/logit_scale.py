@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """Losses free of scale, and the cross-entropy of logits divided by five temperatures, on what it left by itself."""
     left = evidence.reference
+    if nothing := nothing_left(left, "The gradient of the cross-entropy"):
+        return nothing
     attempts = {**evidence.scale_free, **{f"logits / {t:g}": found for t, found in evidence.tempered.items()}}
     more = torch.zeros_like(left)
     for attempt in attempts.values():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """Twice the steps (at least 40) from another start, then APGD, on the survivors of the audited attack."""
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     text = (
         f"{max(2 * evidence.attack.steps, 40)} steps from another start and 40 of APGD from a third break {{points}} "
         "points more, on the same loss."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """Many draws inside the ball and on its corners, on the survivors of the audited attack."""
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     text = "Random noise, the worst of 100 draws, breaks {points} points of images that the audited attack left."
     return evidence.found_more(evidence.noise.broken, text)
 

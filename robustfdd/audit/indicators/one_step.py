@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
 def compute(evidence: Evidence) -> Finding:
     """FGSM against the audited attack, image by image."""
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     only = evidence.one_step.broken & evidence.survivors
     return evidence.found_more(only, "FGSM breaks {points} points of images that the audited attack does not.")
 

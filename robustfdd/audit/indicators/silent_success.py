@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -12,6 +12,8 @@ def compute(evidence: Evidence) -> Finding:
     assert trace is not None
     if evidence.random:
         return Finding("not applicable", None, "Single passes of a random forward decide nothing.")
+    if nothing := nothing_left(evidence.survivors):
+        return nothing
     silent = (trace.margins > 0).any(0) & evidence.survivors
     text = "{points} points of images were adversarial at some step and not at the one that counts."
     return evidence.found_more(silent, text)

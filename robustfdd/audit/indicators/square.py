@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 WARNING = 0.2
@@ -10,6 +10,8 @@ WARNING = 0.2
 
 def compute(evidence: Evidence) -> Finding:
     """Square on what the gradient of the cross-entropy left."""
+    if nothing := nothing_left(evidence.reference, "The gradient of the cross-entropy"):
+        return nothing
     found = evidence.square
     text = f"{found.name} breaks {{points}} points of images that attacks along the gradient left."
     return evidence.found_more(found.broken, text, warning=WARNING)

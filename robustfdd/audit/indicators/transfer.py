@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, register
+from robustfdd.audit.base import ALARM_POINTS, WARNING_POINTS, Finding, Indicator, nothing_left, register
 from robustfdd.audit.evidence import Evidence
 
 
@@ -11,6 +11,8 @@ def compute(evidence: Evidence) -> Finding:
     found = evidence.transfer
     if found is None:
         return Finding("not applicable", None, "There is no sibling: a model for the same data without the defence.")
+    if nothing := nothing_left(evidence.reference, "The gradient of the cross-entropy"):
+        return nothing
     text = "Examples of the sibling break {points} points of images that the model's own gradient left."
     return evidence.found_more(found.broken, text)
 
