@@ -14,7 +14,7 @@ import pytest
 from matplotlib.figure import Figure
 from report_runs import FakeRun, Key
 
-from robustfdd.records import Outcome, Run, load_run
+from robustfdd.records import Outcome, Run, load_run, read_json, write_json
 from robustfdd.report import combine, run_notes
 from robustfdd.report.artefacts import minimum_norm, worst_case_advantage
 from robustfdd.report.artefacts.minimum_norm import median_distance
@@ -22,6 +22,7 @@ from robustfdd.report.compare import compare
 from robustfdd.report.comparison_tables import figures_grid
 from robustfdd.report.curves import panels
 from robustfdd.report.figures import draw_overview
+from robustfdd.report.notes import notes
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.tables import main_tables
 from robustfdd.report.worst_case import explanation, union_grid, worst_case
@@ -303,8 +304,37 @@ def test_transfer_has_a_gap_where_it_is_made(tmp_path: Path) -> None:
     (table,) = main_tables(results)
     assert [row[3:] for row in table.grid.rows] == [("100", "100"), ("95", "95"), ("–", "90"), ("95", "90")]
     assert "Transfer: examples made on No dropout. Transfer was not planned for No dropout." in table.caption
+    (note,) = (note for note in notes(results, []) if "rest on different attacks" in note.title)
+    assert (note.level, note.title) == ("warning", "The worst cases in L∞ rest on different attacks")
+    assert note.text.startswith("Transfer was not planned for No dropout. The worst case of these may look better")
     assert not any(state.missing for state in results.unit_states())
     assert explanation(results, "linf") in table.caption
+
+
+MADE_ON = [
+    ({"a": ("none", 0), "b": ("none", 0), "none": ("none", 1)}, "on N; for N on its own network of another seed"),
+    ({"a": ("none", 0), "b": ("none", 0), "none": ("a", 0)}, "on N; for N on A"),
+    ({"a": ("none", 0), "none": ("a", 0)}, "for A on N; for N on A"),
+    ({"a": ("none", None), "b": ("none", None)}, "on N"),
+    ({"a": ("none", 1), "b": ("none", 1), "none": ("none", 1)}, "on N of another seed; for N on its own network of "),
+]
+
+
+@pytest.mark.parametrize(("sources", "words"), MADE_ON)
+def test_every_source_of_a_transfer_is_named(
+    sources: dict[str, tuple[str, int | None]], words: str, tmp_path: Path
+) -> None:
+    methods = [(label, {"a": "A", "b": "B", "none": "N"}[label]) for label in sources]
+    run = FakeRun(lambda key: (0, 95, 5), attacks={"transfer": "Transfer"}, methods=methods, eps={"linf": [1.0]})
+    path = run.write(tmp_path)
+    manifest = read_json(path / "manifest.json")
+    for unit in manifest["units"]:
+        source, seed = sources[unit["method"]]
+        unit |= {"source": source, **({} if seed is None else {"source_seed": seed})}
+    write_json(path / "manifest.json", manifest)
+    results = sort_results(load_run(path))
+    assert f"Transfer: examples made {words}" in explanation(results, "linf")
+    assert not [note for note in notes(results, []) if "rest on different attacks" in note.title]
 
 
 @pytest.mark.parametrize(("protocol", "words"), [("paper", "last iterate"), ("strong", "best iterate")])

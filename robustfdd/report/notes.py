@@ -17,6 +17,7 @@ from robustfdd.report.results import Results
 from robustfdd.report.study import norm_title, number, one_image, seed_text, signed
 from robustfdd.report.tables import half_width, seeds_text
 from robustfdd.report.verdicts import numbers_text
+from robustfdd.report.worst_case import spared
 from robustfdd.rounding import fixed
 
 #: What a verdict means for the figure that it is about.
@@ -181,18 +182,31 @@ def _audits(results: Results) -> list[Note]:
 
 
 def _worst_cases(results: Results) -> list[Note]:
-    """What several draws of a random forward pass do to the worst case."""
+    """Where the worst case does not compare, and what several draws of a random forward pass do to it."""
+    found = []
+    for norm in results.study.norms:
+        lacking = spared(results.study, norm)
+        if lacking and results.places:
+            found.append(
+                Note(
+                    "warning",
+                    f"The worst cases in {norm_title(norm)} rest on different attacks",
+                    " ".join(f"{attack} was not planned for {', '.join(of)}." for attack, of in lacking.items())
+                    + " The worst case of these may look better for this reason alone.",
+                )
+            )
     random = results.eot_samples()
     titles = [method.title for method in results.study.methods if method.label in random]
     if not titles or not results.places:
-        return []
+        return found
     return [
+        *found,
         Note(
             "info",
             f"The worst case of {', '.join(titles)} is pessimistic",
             "Forward passes are random at test time, and the worst case counts an image as broken if any draw of any "
             "attack, or of a prediction before it, failed: the more is run, the lower it gets, for this reason alone.",
-        )
+        ),
     ]
 
 

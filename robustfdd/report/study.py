@@ -154,7 +154,8 @@ class Attack:
 class Unit:
     """One planned unit: one model under one attack, norm and engine.
 
-    ``source`` is the label of the method whose model the examples are made on; None where it is the attacked one.
+    ``source`` is the label of the method whose model the examples are made on, and ``source_seed`` the seed of that
+    model; None where it is the attacked one. Without a seed, which earlier runs did not note, it is that of the unit.
     """
 
     unit: str
@@ -164,6 +165,7 @@ class Unit:
     norm: str
     engine: str
     source: str | None = None
+    source_seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -268,10 +270,6 @@ class Study:
         parts = [", ".join(name(*item) for item in found[engine].items()) + f" through {engine}" for engine in others]
         return "; ".join([f"engine {main}", *parts])
 
-    def sources(self, attack: str) -> tuple[str, ...]:
-        """The labels of the methods whose models an attack makes its examples on, where it is not the attacked one."""
-        return tuple(dict.fromkeys(unit.source for unit in self.units if unit.attack == attack and unit.source))
-
     def grid(self, attack: str, norm: str) -> tuple[Epsilon, ...]:
         """The radii above 0 at which an attack is run in a norm; empty if it is not."""
         return next((item.eps.get(norm, ()) for item in self.attacks if item.name == attack), ())
@@ -336,7 +334,12 @@ def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
     )
     keys = ("unit", "method", "seed", "attack", "norm", "engine")
     units = tuple(
-        Unit(**{key: item[key] for key in keys}, source=item.get("source") or None) for item in manifest["units"]
+        Unit(
+            **{key: item[key] for key in keys},
+            source=item.get("source") or None,
+            source_seed=item.get("source_seed"),
+        )
+        for item in manifest["units"]
     )
     # Single attacks may name engines that the study does not.
     named = tuple(study["engines"])

@@ -7,7 +7,7 @@ the least that the records allow to be said, and still an upper bound: an attack
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from robustfdd.records import Outcome
 from robustfdd.report.results import Metric, Place, Results
-from robustfdd.report.study import Epsilon, Study, norm_title
+from robustfdd.report.study import Epsilon, Study, Unit, norm_title
 
 #: What it is called in data, where an attack has its name, and for people.
 NAME, TITLE = "worst-case", "Worst case"
@@ -152,12 +152,44 @@ def explanation(results: Results, norm: str) -> str:
         f"{TITLE}: an image counts as broken if any attack of the study in {norm_title(norm)}{through} broke it at "
         f"this ε or a smaller one ({over})."
     )
-    planned = {(unit.method, unit.attack) for unit in units}
+    lacking = spared(study, norm)
     for attack in attacks:
-        without = [m.title for m in study.methods if (m.label, attack.name) not in planned]
-        sources = [m.title for m in study.methods if m.label in study.sources(attack.name)]
-        if sources:
-            text += f" {attack.title}: examples made on {', '.join(sources)}."
-        if without and len(without) < len(study.methods):
-            text += f" {attack.title} was not planned for {', '.join(without)}."
+        text += _made_on(study, [unit for unit in units if unit.attack == attack.name], attack.title)
+        if attack.title in lacking:
+            text += f" {attack.title} was not planned for {', '.join(lacking[attack.title])}."
     return text
+
+
+def spared(study: Study, norm: str) -> dict[str, list[str]]:
+    """The methods that some attacks are not planned for in a norm, though for others: titles, by that of the attack.
+
+    The worst case of these rests on fewer attacks, and does not compare with that of the others.
+    """
+    found = {}
+    for attack in study.attacks:
+        planned = {unit.method for unit in study.units if (unit.attack, unit.norm) == (attack.name, norm)}
+        without = [method.title for method in study.methods if method.label not in planned]
+        if planned and without:
+            found[attack.title] = without
+    return found
+
+
+def _made_on(study: Study, units: Sequence[Unit], attack: str) -> str:
+    """On which networks an attack makes its examples, in a sentence; empty where it makes them on the attacked ones."""
+    title = {method.label: method.title for method in study.methods}
+    groups: dict[str, dict[str, None]] = {}
+    for unit in units:
+        if unit.source is None:
+            continue
+        seed = unit.seed if unit.source_seed is None else unit.source_seed
+        place = title.get(unit.source, unit.source)
+        if seed != unit.seed:
+            place = "its own network of another seed" if unit.source == unit.method else f"{place} of another seed"
+        groups.setdefault(place, {})[title.get(unit.method, unit.method)] = None
+    if not groups:
+        return ""
+    ranked = sorted(groups, key=lambda place: len(groups[place]), reverse=True)
+    parts = [f"for {', '.join(groups[place])} on {place}" for place in ranked]
+    if len(ranked) == 1 or len(groups[ranked[0]]) > len(groups[ranked[1]]):
+        parts[0] = f"on {ranked[0]}"
+    return f" {attack}: examples made {'; '.join(parts)}."
