@@ -100,7 +100,7 @@ def distances(network: Network, name: str, norm: str, engine: str) -> Tensor:
 
 
 def medians(network: Network) -> dict[tuple[str, str, str], tuple[float, float]]:
-    """For each attack, norm and engine: the median distance, and its ratio to the smallest of all on the same images."""
+    """For each attack, norm and engine: the median distance, and its ratio to the smallest on the same images."""
     found = {
         (name, norm, engine): distances(network, name, norm, engine)
         for name in attack_names()

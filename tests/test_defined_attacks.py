@@ -133,7 +133,7 @@ def test_a_loss_that_stands_for_another_is_stated_in_record_and_report(tmp_path:
         model[1].weight[0, :4] = model[1].weight[1, 4:8] = 1.0
     attacks = [short("apgd-dlr"), short("art-autoattack"), short("apgd-margin")]
     options = {"engines": ("native", "art"), "test_images": 12}
-    frame = evaluate(model, data, attacks, [Threat("linf", 0.3)], out=tmp_path / "run", **options)
+    frame = evaluate(model, data, attacks, [Threat("linf", 0.6)], out=tmp_path / "run", **options)
     assert frame[frame.eps_pixel > 0].robust_accuracy.tolist() == [0.0] * 4
     manifest = load_run(tmp_path / "run").manifest
     described = {entry["name"]: entry for entry in manifest["study"]["attacks"]}
