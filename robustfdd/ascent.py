@@ -68,7 +68,8 @@ def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
     The margin divided by the distance of the largest from the third largest logit. Where the second and the third are
     one value, that quotient is -1 whatever the image, and has no gradient: the next smaller value stands for the third
     then. Where there is none (two classes, a last layer that cuts many logits off at 0), the logits have no scale to be
-    free of, and the loss is the margin itself.
+    free of, and the loss is the margin itself. Where the true class is the third, the quotient is 1 and has no gradient
+    but that of rounding; there it is differentiated as if the divisor were a constant.
 
     Args:
         logits: shape (N, K), K at least 2.
@@ -82,7 +83,8 @@ def difference_of_logits_ratio(logits: Tensor, y: Tensor) -> Tensor:
     apart = ordered < (ordered[:, 1] - CLEAR_MARGIN * logits.detach().abs().amax(1))[:, None]
     third = torch.where(apart, ordered, -math.inf).amax(1)
     scale = torch.where(apart.any(1), ordered[:, 0] - third, 1.0)
-    return margin(logits, y) / scale
+    value = margin(logits, y)
+    return value / torch.where(value == scale, scale.detach(), scale)
 
 
 LOSSES: Mapping[str, Loss] = MappingProxyType(

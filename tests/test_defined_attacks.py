@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from robustfdd.ascent import difference_of_logits_ratio, margin
 from robustfdd.audit import audit
 from robustfdd.catalogue import load_attack
+from robustfdd.datasets.base import to_pixels
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError, EngineError
+from robustfdd.errors import ConfigurationError, EngineError, ModelContractError
 from robustfdd.evaluation import evaluate
 from robustfdd.measure import attack, clean_outcome, measure
 from robustfdd.records import load_run
@@ -102,6 +103,16 @@ def test_dlr_has_a_gradient_wherever_the_margin_has_one(n_classes: int) -> None:
     assert bool((gradient.abs().amax(1) > 1e-3).all())
 
 
+def test_dlr_climbs_on_where_the_true_class_is_the_third() -> None:
+    """The quotient is 1 there; what is left of its own gradient is rounding, which would lead an attack back."""
+    logits = torch.tensor([[0.0, 3.0, 1.0], [1.0, 4.0, 4.0]], requires_grad=True)
+    found = difference_of_logits_ratio(logits, torch.tensor([0, 0]))
+    assert found.tolist() == [1.0, 1.0]
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[0].tolist() == pytest.approx([-1 / 3, 1 / 3, 0.0])
+    assert gradient[1].tolist() == pytest.approx([-1 / 3, 1 / 6, 1 / 6])
+
+
 class CutOff(nn.Module):
     """Four logits, of which all but that of the true class are one value: a last layer that cuts at 0."""
 
@@ -133,7 +144,7 @@ def test_a_loss_that_stands_for_another_is_stated_in_record_and_report(tmp_path:
         model[1].weight[0, :4] = model[1].weight[1, 4:8] = 1.0
     attacks = [short("apgd-dlr"), short("art-autoattack"), short("apgd-margin")]
     options = {"engines": ("native", "art"), "test_images": 12}
-    frame = evaluate(model, data, attacks, [Threat("linf", 0.3)], out=tmp_path / "run", **options)
+    frame = evaluate(model, data, attacks, [Threat("linf", 0.6)], out=tmp_path / "run", **options)
     assert frame[frame.eps_pixel > 0].robust_accuracy.tolist() == [0.0] * 4
     manifest = load_run(tmp_path / "run").manifest
     described = {entry["name"]: entry for entry in manifest["study"]["attacks"]}
@@ -200,6 +211,16 @@ def test_deepfool_needs_two_candidates() -> None:
     model, x, y = two_classes()  # more candidates than classes are all classes
     x_adv = attack(model, x, y, "deepfool", Threat("l2", 3.0))
     assert bool((model(x_adv).argmax(1) != y).all())
+
+
+def test_one_class_is_refused_everywhere() -> None:
+    model, data, threat = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), make_dataset(), Threat("linf", 0.1)
+    x, y = to_pixels(data.test.images[:4]), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(ModelContractError, match="must return at least two logits an image"):
+        attack(model, x, y, "fgsm", threat)
+    for run in (lambda: evaluate(model, data, ["fgsm"], [threat]), lambda: audit(model, data, threat)):
+        with pytest.raises(ModelContractError, match="must return 4 logits an image"):
+            run()
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

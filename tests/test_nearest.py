@@ -40,9 +40,8 @@ def test_no_attack_stops_a_tenth_farther_than_the_best(script: ModuleType) -> No
 
 def test_files_say_which_attacks_stop_farther_away() -> None:
     for name in FARTHER:
-        assert "stops farther away" in (ROOT / "attacks" / f"{name}.toml").read_text(encoding="utf-8").replace(
-            "\n# ", " "
-        )
+        text = (ROOT / "attacks" / f"{name}.toml").read_text(encoding="utf-8")
+        assert "stops farther away" in text.replace("\n# ", " ")
 
 
 class Bent(nn.Module):
