@@ -321,7 +321,7 @@ def torchvision_loading(title: str, root: Path, by_hand: str, reads: Sequence[Pa
     for path in reads:
         try:
             files.check(path, files.ARCHIVE)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             raise DatasetError(
