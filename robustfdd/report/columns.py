@@ -102,25 +102,22 @@ def _is_number(column: pd.Series[Any]) -> bool:
     return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
 
 
+def _is_list(value: Any, of: tuple[type, ...], kinds: str) -> bool:
+    """Whether a cell holds a list of such entries; an empty one may have come back as nothing."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in kinds:
+        return value.ndim == 1
+    whole = isinstance(value, np.ndarray | list | None) or (isinstance(value, float) and pd.isna(value))
+    return whole and all(isinstance(item, of) for item in listed(value))
+
+
 _TESTS: Mapping[Kind, Callable[[pd.Series[Any]], bool]] = {
     "text": _every(lambda value: isinstance(value, str)),
     "count": lambda column: types.is_integer_dtype(column.dtype) and bool((column >= 0).all()),
     "number": _is_number,
     "share": lambda column: _is_number(column) and bool(((_finite(column) >= 0) & (_finite(column) <= 1)).all()),
     "truth": lambda column: types.is_bool_dtype(column.dtype),
-    "numbers": _every(
-        lambda value: (
-            isinstance(value, np.ndarray | list | float | None)
-            and all(isinstance(item, int | float | np.number) for item in listed(value))
-            if not isinstance(value, float) or pd.isna(value)
-            else False
-        )
-    ),
-    "texts": _every(
-        lambda value: (
-            isinstance(value, np.ndarray | list | None) and all(isinstance(item, str) for item in listed(value))
-        )
-    ),
+    "numbers": _every(lambda value: _is_list(value, (int, float, np.number), "biuf")),
+    "texts": _every(lambda value: _is_list(value, (str,), "U")),
 }
 
 
