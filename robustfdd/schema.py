@@ -139,6 +139,7 @@ class Unit(Part):
     norm: Name
     engine: Name
     source: Text | None = None
+    source_seed: int | None = None
 
 
 class Git(Part):
