@@ -5,32 +5,33 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
-import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
+from types import CodeType, FrameType
 
 import pytest
+from conftest import make_dataset, short
 from torch import nn
 
 import robustfdd.code_version as code_version_module
-from robustfdd.audit.run import audit_code
+from robustfdd.analysis.base import ANALYSES, TrainedModel
+from robustfdd.audit.evidence import AuditedAttack, Evidence
+from robustfdd.audit.run import audit_code, audit_images
 from robustfdd.code_version import PACKAGE, UNCOUNTED, Package, Part, code_version, source_version
 from robustfdd.datasets import Dataset
 from robustfdd.dropouts import SpatialDropout, build_dropout
-from robustfdd.models import build_model, parts_of
-from robustfdd.specs import AdversarialTraining, Recipe
-from robustfdd.training import training_code
+from robustfdd.models import build_model, load_model, parts_of
+from robustfdd.specs import AdversarialTraining, Protocol, Recipe
+from robustfdd.threat import Threat
+from robustfdd.training import train, training_code
+from robustfdd.units import Attacked, AttackUnit, Subject, TestSet
 
+ROOT = Path(code_version_module.__file__).parent
 CHECKING = "from typing import TYPE_CHECKING\n"
-INDICATORS = [
-    path
-    for path in (Path(code_version_module.__file__).parent / "audit" / "indicators").glob("*.py")
-    if path.stem != "__init__"
-]
+INDICATORS = [path for path in (ROOT / "audit" / "indicators").glob("*.py") if path.stem != "__init__"]
 
 SOURCE = '''
 """A module."""
@@ -111,7 +112,7 @@ WORK = {
 def copy(tmp_path: Path) -> Path:
     """The package, to be changed."""
     skip = shutil.ignore_patterns("__pycache__", "report", "*.npz", "*.csv")
-    return shutil.copytree(Path(code_version_module.__file__).parent, tmp_path / PACKAGE, ignore=skip)
+    return shutil.copytree(ROOT, tmp_path / PACKAGE, ignore=skip)
 
 
 def versions(root: Path) -> dict[str, str]:
@@ -122,7 +123,7 @@ def versions(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def before() -> dict[str, str]:
     """The versions as they are."""
-    return versions(Path(code_version_module.__file__).parent)
+    return versions(ROOT)
 
 
 EVERYTHING = set(WORK)
@@ -229,8 +230,7 @@ def test_an_import_in_a_circle_ends(copy: Path) -> None:
 
 @functools.cache
 def trees() -> list[tuple[str, ast.Module]]:
-    root = Path(code_version_module.__file__).parent
-    return [(p.relative_to(root).as_posix(), ast.parse(p.read_bytes())) for p in sorted(root.rglob("*.py"))]
+    return [(p.relative_to(ROOT).as_posix(), ast.parse(p.read_bytes())) for p in sorted(ROOT.rglob("*.py"))]
 
 
 def test_an_init_only_gathers_and_looks_up() -> None:
@@ -270,99 +270,79 @@ def test_what_is_not_counted_cannot_compute() -> None:
                 assert top != PACKAGE or rest in UNCOUNTED | {"specs", "threat"}, path
 
 
-#: Prints which modules of the package each kind of work calls a function of.
-EXECUTED = """
-import json, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import robustfdd
-from conftest import make_dataset
-from robustfdd.audit.evidence import AuditedAttack, Evidence
-from robustfdd.audit.run import audit_images
-from robustfdd.analysis.base import ANALYSES, TrainedModel
-from robustfdd.identity import function_digest
-from robustfdd.models import build_model, load_model
-from robustfdd.specs import Recipe
-from robustfdd.threat import Threat
-from robustfdd.training import train
-from robustfdd.units import AttackUnit, Attacked, Subject, TestSet
+def called_by(work: Callable[[], object]) -> set[str]:
+    """The modules of the package of which a function is called meanwhile."""
+    codes: set[CodeType] = set()
 
-root, out = Path(robustfdd.__file__).parent, Path(sys.argv[1])
-whole = sys.argv[2] == "whole"
-data = make_dataset(n_train=32, n_test=16)
-called = {}
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            codes.add(frame.f_code)
 
-def watch(name, function):
-    found = called[name] = set()
-    def note(frame, event, argument):
-        if event == "call" and frame.f_code.co_name != "<module>":
-            path = Path(frame.f_code.co_filename)
-            if path.is_relative_to(root):
-                found.add(path.relative_to(root).with_suffix("").as_posix().replace("/", "."))
+    before = sys.getprofile()
     sys.setprofile(note)
     try:
-        return function()
+        work()
     finally:
-        sys.setprofile(None)
-
-def trained(**adversarial):
-    recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05, augmentation="flip", **adversarial)
-    model = build_model(data, "fdd-2d", width=2)
-    train(model, data, recipe, seed=0, out=out / "m.safetensors")
-    return recipe
-
-def attacked():
-    model, source = load_model(out / "m.safetensors"), load_model(out / "m.safetensors")
-    subject, test = Subject("s", "m", 0, 1.0, "x"), TestSet.choose(data, 8)
-    attacked = Attacked(model, subject, test, attack_seed=0, batch_size=None, compile=False)
-    for name in ("apgd-ce", "square", "fgsm"):
-        spec = robustfdd.load_attack(name)
-        spec = spec.with_parameters({"steps": 3} if name != "fgsm" else {})
-        for protocol in ("paper", "strong"):
-            unit = AttackUnit("m", 0, spec, "linf", "native", (0.1,), "pixel", protocol=protocol)
-            attacked.cells(unit, lambda cost: None, None)
-
-def audited():
-    model, sibling = load_model(out / "m.safetensors"), load_model(out / "m.safetensors")
-    audit_images(model, TestSet.choose(data, 4), Threat("linf", 0.1), attack=AuditedAttack(steps=2), sibling=sibling,
-                 eot_samples=0, seed=0, batch_size=8).frames()
-
-def analysed():
-    ANALYSES["activations"].compute(TrainedModel(load_model(out / "m.safetensors"), data, Recipe(
-        epochs=1, batch_size=16, learning_rate=0.05)))
-
-run = sys.modules["robustfdd.audit.run"]
-if not whole:  # two indicators, and none of the attacks of the others
-    run.INDICATORS = {name: run.INDICATORS[name] for name in ("one-step", "transfer")}
-    run.lines = lambda evidence: []
-    Evidence.worst = property(lambda evidence: evidence.survivors)
-trained()  # what is done once only, such as loading an optimiser, is not watched: it would take long
-watch("adversarial training", lambda: trained(adversarial={"attack": "pgd", "norm": "l2", "eps": 0.1, "steps": 1}))
-watch("training", trained)
-watch("attack", attacked)
-watch("audit", audited)
-watch("analysis", analysed)
-print(json.dumps({name: sorted(found) for name, found in called.items()}))
-"""
+        sys.setprofile(before)
+    paths = {Path(code.co_filename) for code in codes if code.co_name != "<module>"}
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths if p.is_relative_to(ROOT)}
 
 
-@pytest.mark.parametrize("audit", ["part", pytest.param("whole", marks=pytest.mark.slow)])
-def test_every_module_that_is_executed_counts(audit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["part", "whole"])
+def test_every_module_that_is_executed_counts(whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against what really runs: of no module outside the closure is a function called while a result is made."""
-    ours = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ours.parent), str(ours)])}
-    command = [sys.executable, "-c", EXECUTED, str(tmp_path), audit]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    called = json.loads(done.stdout.splitlines()[-1])
+    data, out = make_dataset(n_train=16, n_test=8), tmp_path / "m.safetensors"
+    recipe = Recipe(epochs=2, batch_size=16, learning_rate=0.05, augmentation="flip")
+    perturbed = AdversarialTraining(attack="pgd", norm="l2", eps=0.1, steps=1)
+    run = sys.modules["robustfdd.audit.run"]
+    if not whole:  # two indicators, and none of the attacks of the others
+        few = {name: run.INDICATORS[name] for name in ("one-step", "transfer")}
+        monkeypatch.setattr(run, "INDICATORS", few)
+        monkeypatch.setattr(run, "lines", lambda evidence: [])
+        monkeypatch.setattr(Evidence, "worst", property(lambda evidence: evidence.survivors))
+
+    def trained(recipe: Recipe = recipe) -> None:
+        train(build_model(data, "fdd-2d", width=2), data, recipe, seed=0, out=out)
+
+    def attacked() -> None:
+        subject, test = Subject("s", "m", 0, 1.0, "x"), TestSet.choose(data, 8)
+        model = Attacked(load_model(out), subject, test, attack_seed=0, batch_size=None, compile=False)
+        protocols: tuple[Protocol, ...] = ("paper", "strong")
+        for name, protocol in product(("apgd-ce", "square", "fgsm"), protocols):
+            unit = AttackUnit("m", 0, short(name), "linf", "native", (0.1,), "pixel", protocol=protocol)
+            model.cells(unit, lambda cost: None, None)
+
+    def audited() -> None:
+        audit_images(
+            load_model(out),
+            TestSet.choose(data, 4),
+            Threat("linf", 0.1),
+            attack=AuditedAttack(steps=2),
+            sibling=load_model(out),
+            eot_samples=0,
+            seed=0,
+            batch_size=8,
+        ).frames()
+
+    trained()  # what is done once in a process, such as hashing all of the code, is not watched: it would take long
+    called = {
+        "training": called_by(trained),
+        "adversarial training": called_by(
+            lambda: trained(recipe.model_copy(update={"adversarial": perturbed})),
+        ),
+        "attack": called_by(attacked),
+        "audit": called_by(audited),
+        "analysis": called_by(
+            lambda: ANALYSES["activations"].compute(TrainedModel(load_model(out), data, recipe)),
+        ),
+    }
     indicators = [f"audit.indicators.{path.stem}" for path in INDICATORS]
-    package = Package(Path(code_version_module.__file__).parent)
+    package = Package(ROOT)
     for work, modules in WORK.items():
         closure = package.closure(*modules, *(indicators if work == "audit" else []))
         assert modules[0] in called[work]
         assert {name for name in called[work] if not name.endswith("__init__")} <= closure | UNCOUNTED, work
-    assert "ascent" not in called["training"]
+    assert "ascent" in called["adversarial training"] - called["training"]
 
 
 # --- parts from outside ----------------------------------------------------------------------------------------------

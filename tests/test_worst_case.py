@@ -315,7 +315,7 @@ MADE_ON = [
     ({"a": ("none", 0), "b": ("none", 0), "none": ("none", 1)}, "on N; for N on its own network of another seed"),
     ({"a": ("none", 0), "b": ("none", 0), "none": ("a", 0)}, "on N; for N on A"),
     ({"a": ("none", 0), "none": ("a", 0)}, "for A on N; for N on A"),
-    ({"a": ("none", None), "b": ("none", None)}, "on N"),
+    ({"a": ("b", None), "b": ("b", None)}, "on B"),
     ({"a": ("none", 1), "b": ("none", 1), "none": ("none", 1)}, "on N of another seed; for N on its own network of "),
 ]
 
