@@ -24,7 +24,7 @@ from robustfdd import __version__, catalogue, records
 from robustfdd.analysis import analyse_run
 from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
-from robustfdd.batching import FIXED
+from robustfdd.batching import FIXED, is_out_of_memory
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, check_options
 from robustfdd.engines import get_engine
@@ -60,7 +60,7 @@ from robustfdd.specs import (
     threat_of,
 )
 from robustfdd.status import Status, read_status
-from robustfdd.text import is_clean, on_one_screen, printable, shortened
+from robustfdd.text import is_clean, on_one_screen, printable, reason, shortened
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -157,6 +157,11 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:  # a disk that is full, a place that cannot be written to
             _complain(f"error: {error}")
             raise typer.Exit(2) from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _complain(f"failed: out of memory ({reason(error)})")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt as error:
             err_console.print("interrupted; finished units are kept: the same command goes on where this one stopped")
             raise typer.Exit(143 if isinstance(error, Terminated) else 130) from None
