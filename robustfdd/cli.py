@@ -22,7 +22,7 @@ from robustfdd import __version__, catalogue, ending, records
 from robustfdd.analysis import analyse_run
 from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
-from robustfdd.batching import FIXED
+from robustfdd.batching import FIXED, is_out_of_memory
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, check_options
 from robustfdd.engines import get_engine
@@ -66,7 +66,7 @@ from robustfdd.specs import (
     threat_of,
 )
 from robustfdd.status import Status, read_status
-from robustfdd.text import is_clean, on_one_screen, printable, shortened
+from robustfdd.text import is_clean, on_one_screen, printable, reason, shortened
 from robustfdd.threat import Norm, Threat
 from robustfdd.training import train as train_model
 
@@ -138,6 +138,11 @@ def _reporting_errors(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:  # a disk that is full, a place that cannot be written to
             _complain(f"error: {error}")
             raise typer.Exit(2) from None
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            _complain(f"failed: out of memory ({reason(error)})")
+            raise typer.Exit(1) from None
         except KeyboardInterrupt as error:
             _say_plainly(err_console, ending.INTERRUPTED)
             number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
