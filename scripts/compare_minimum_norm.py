@@ -2,37 +2,36 @@
 
     python scripts/compare_minimum_norm.py
 
-Trains slim networks on two data sets, on clean and on adversarial images, finds the distance of every image to its
-nearest adversarial example with each attack, norm and engine as their files have them, and prints the medians as a
-Markdown table, each with its ratio to the smallest of its norm. The data sets are the Fashion-MNIST subset of the
-package and colour gratings that are generated here. HopSkipJump, which takes minutes an image, is compared on the first
-few images only.
+Trains small convolutional networks with batch norm on two data sets, on clean and on adversarial images, finds the
+distance of every image to its nearest adversarial example with each attack, norm and engine as their files have them,
+and prints the medians as a Markdown table, each with its ratio to the smallest of its norm. The data sets are the
+Fashion-MNIST subset of the package and colour gratings that are generated here. HopSkipJump, which takes longest, is
+compared on the first few images only.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustfdd import Recipe, build_model, load_dataset, train
+from robustfdd import Recipe, load_dataset
 from robustfdd.catalogue import attack_names, load_attack
 from robustfdd.classifier import predict
 from robustfdd.datasets.base import Dataset, Split, pixel_statistics, to_pixels
 from robustfdd.measure import attack, whole_box
+from robustfdd.models import Normalize
 from robustfdd.specs import ENGINES, AdversarialTraining
 from robustfdd.threat import Threat
+from robustfdd.training import fit
 
 #: Attacks that are compared on this many images only.
 FEW = {"hopskipjump": 4}
-WIDTH = 4
 
 
 def gratings(n_train: int = 2000, n_test: int = 200, size: int = 16) -> Dataset:
@@ -76,16 +75,24 @@ class Network:
     y: Tensor
 
 
+def network_for(data: Dataset) -> nn.Module:
+    """Three convolutions and a linear layer; small, so that all attacks together take minutes."""
+    c, h, w = data.image_shape
+    layers = [nn.Conv2d(c, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1), nn.Conv2d(32, 32, 3, 1, 1)]
+    body = [part for layer in layers for part in (layer, nn.BatchNorm2d(layer.out_channels), nn.ReLU())]
+    size = 32 * math.ceil(h / 4) * math.ceil(w / 4)
+    return nn.Sequential(Normalize(data.mean, data.std), *body, nn.Flatten(), nn.Linear(size, data.n_classes))
+
+
 def networks(images: int) -> Iterator[Network]:
     """Train the networks; the first of the correctly classified test images go with each."""
     for data in (load_dataset("fashion-mnist-mini"), gratings()):
         for training in ("plain", "adversarial"):
-            eps = 1.0 if data.name != "gratings" else 0.5
-            how = AdversarialTraining(attack="pgd", norm="l2", eps=eps, steps=3, relative_step=0.5)
-            recipe = Recipe(epochs=4, learning_rate=0.1, adversarial=how if training == "adversarial" else None)
-            model = build_model(data, "none", width=WIDTH, seed=0)
-            with tempfile.TemporaryDirectory() as folder:
-                train(model, data, recipe, seed=0, out=Path(folder) / "network.safetensors")
+            how = AdversarialTraining(attack="pgd", norm="l2", eps=0.75, steps=3, relative_step=0.5)
+            recipe = Recipe(epochs=4, learning_rate=0.05, adversarial=how if training == "adversarial" else None)
+            torch.manual_seed(0)
+            model = network_for(data)
+            fit(model, Split(data.train.images[:4000], data.train.labels[:4000]), recipe, seed=0)
             right = (predict(model, data.test.images) == data.test.labels).nonzero().squeeze(1)[:images]
             yield Network(data.title, training, model, to_pixels(data.test.images[right]), data.test.labels[right])
 

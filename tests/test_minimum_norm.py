@@ -25,7 +25,7 @@ from robustfdd.threat import NORMS, Norm, Threat
 NEAREST = [case for case in OFFERED if load_attack(case[0]).kind == "minimum-norm"]
 #: Parameters with which each comes close to the optimum of a linear model, and is quick.
 CLOSE: dict[str, dict[str, Scalar]] = {
-    "cw": {"search_steps": 6, "steps": 150, "initial_const": 0.1},
+    "cw": {"search_steps": 6, "steps": 150, "learning_rate": 0.01},
     "deepfool": {"overshoot": 0.002},
     "hopskipjump": {"steps": 30, "initial_evaluations": 60, "gamma": 0.1},
 }
