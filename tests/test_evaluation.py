@@ -139,13 +139,13 @@ def test_one_failing_unit_leaves_the_others(study_file: Path, tmp_path: Path, mo
         ("EngineError", "left its budget", "pgd", "l2", "art")
     }
     assert not found.cells.unit.isin([f.unit for f in found.failures]).any()
-    assert len(found.cells) == 2 * (2 * 3 + 2) + (3 + 2)
+    assert len(found.cells) == 2 * (2 * 3 + 2) + 2 * (3 + 2)
 
     monkeypatch.setattr(units, "measure_sweep", real)
     run_evaluation(study_file, out=run)
     mended = load_run(run)
     assert mended.failures == []
-    assert len(mended.cells) == 2 * (2 * 3 + 2 * 2) + (3 + 2)
+    assert len(mended.cells) == 2 * (2 * 3 + 2 * 2) + 2 * (3 + 2)
 
 
 def test_one_failing_training_leaves_the_others(tmp_path: Path) -> None:
