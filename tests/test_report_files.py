@@ -343,7 +343,7 @@ def test_interactive_figure_is_valid_and_keeps_gaps(run_dir: Path, tmp_path: Pat
     assert (fgsm["label"], pgd["label"], worst["label"]) == ("FGSM, L∞", "PGD, L∞", "Worst case, L∞")
     assert pgd["args"][0]["y"] == [[100.0, None, 80.0], curve, gap, curve]
     assert worst["args"][0]["y"] == [gap, curve, [], []]
-    assert pgd["args"][0]["customdata"][0][1] == ["0.5", "0.125", "–", "–"]
+    assert pgd["args"][0]["customdata"][0][1] == ["0.5 normalised, 0.125 pixel", "–", "–"]
     assert pgd["args"][1]["title.text"] == "PGD, L∞"
     for button in (pgd, worst):
         go.Figure(figure).update(data=[{"x": x} for x in button["args"][0]["x"]], layout=button["args"][1])
