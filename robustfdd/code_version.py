@@ -16,6 +16,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import itertools
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
@@ -253,8 +254,12 @@ def _chains(nodes: list[ast.AST], bound: str) -> Iterator[tuple[str, ...]]:
 
 
 def _bound(tree: ast.Module, package: str) -> Iterator[tuple[str, str, str]]:
-    """The names that an ``__init__`` takes from modules of its package: module, name there, name here."""
-    for node in tree.body:
+    """The names that an ``__init__`` takes from modules of its package: module, name there, name here.
+
+    Those that it tells a type checker of are among them: it imports them when they are first asked for.
+    """
+    told = [node.body for node in tree.body if isinstance(node, ast.If) and _named(node.test) == "TYPE_CHECKING"]
+    for node in itertools.chain(tree.body, *told):
         if isinstance(node, ast.ImportFrom):
             origin = _origin(node, package)
             if origin.partition(".")[0] == PACKAGE:

@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 
 #: Characters of a line, and lines, of a message that fits a terminal.
-LINE, LINES = 300, 20
+LINE, LINES = 190, 20
 
 #: What libraries write to have a terminal print in bold or in colour (ECMA-48: control sequences).
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")

@@ -46,7 +46,7 @@ class Recorder:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The only analysis that there is."""
     made = Recorder()
-    analysis = Analysis("recorder", "a count", 1, ("numbers", "other"), {"n": 2}, made)
+    analysis = Analysis("recorder", "a count", ("numbers", "other"), {"n": 2}, made)
     monkeypatch.setattr(base, "_REGISTRY", {})
     for module in ("robustfdd.analysis.run", "robustfdd.analysis.base"):
         monkeypatch.setattr(sys.modules[module], "ANALYSES", {"recorder": analysis})

@@ -128,12 +128,22 @@ def test_no_layout_is_forced_on_a_model_that_cannot_take_it(
 def test_images_come_in_the_layout_of_the_weights(
     layout: torch.memory_format, adversarial: dict[str, Any] | None, colours: Dataset
 ) -> None:
-    model = build_model(colours, "none", width=2).to(memory_format=layout)
-    assert image_layout(build_model(colours, "none", width=1)) == torch.channels_last
+    model = build_model(colours, "none", width=8).to(memory_format=layout)
     seen = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=layout)))
     fit(model, colours.train, Recipe(epochs=1, batch_size=20, adversarial=adversarial), seed=0)
     assert seen == [True] * (4 if adversarial else 2)
+
+
+def test_networks_come_in_channels_last_where_that_is_safe(colours: Dataset) -> None:
+    """In channels-last, oneDNN overwrites memory in strided convolutions of one pixel with fewer than 8 channels."""
+    for width, expected in ((1, torch.contiguous_format), (7, torch.contiguous_format), (8, torch.channels_last)):
+        model = build_model(colours, "none", width=width)
+        assert image_layout(model) == expected
+        narrow = [
+            m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.in_channels < 8
+        ]
+        assert bool(narrow) == (width < 8)
 
 
 @pytest.mark.parametrize("name", ["none", "fdd-2d"])

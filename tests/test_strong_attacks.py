@@ -323,6 +323,7 @@ def test_attacks_run_through_the_engines_that_offer_them(tmp_path: Path) -> None
         "pgd": ["foolbox", "art"],
         "square": ["art"],
         "apgd-margin": ["native"],
+        "transfer": ["foolbox", "foolbox"],  # from another network, in both norms
     }
     for text, says in [
         ('name = "square"\neps.l2 = [0.1]', r"attacks\.2: attack 'square' is offered by none of .* in norm 'l2'; "),

@@ -12,6 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from robustfdd import files
+
 #: Formats that have 8 bits a channel or fewer, whatever is in them.
 _EIGHT_AT_MOST = frozenset(
     {"BMP", "DIB", "GIF", "JPEG", "MPO", "MSP", "PCX", "QOI", "SUN", "TGA", "WEBP", "XBM", "XPM"}
@@ -66,7 +68,7 @@ def _sgi(_image: Image.Image, file: Path) -> int:
 def _jpeg_2000(_image: Image.Image, file: Path) -> int:
     # The markers SOC and SIZ begin the codestream (ISO/IEC 15444-1, A.5.1); 38 bytes on is the number of components,
     # and then for each of them the bits less one, of which the highest says that there is a sign, and two numbers.
-    content = file.read_bytes()
+    content = files.read_bytes(file, files.IMAGE)
     start = content.find(b"\xff\x4f\xff\x51") + 40
     n = int.from_bytes(content[start : start + 2], "big")
     depths = content[start + 2 : start + 2 + 3 * n : 3]
@@ -77,14 +79,14 @@ def _jpeg_2000(_image: Image.Image, file: Path) -> int:
 
 def _avif(_image: Image.Image, file: Path) -> int:
     # The box av1C: its third byte has bits for "more than 8" and for "12" (AV1 in ISO base media files, 2.3.3).
-    boxes = file.read_bytes().split(b"av1C")[1:]
+    boxes = files.read_bytes(file, files.IMAGE).split(b"av1C")[1:]
     if not boxes or any(len(box) < 3 for box in boxes):
         raise ValueError("the AVIF file does not say how many bits it has")
     return max(8 if not box[2] & 0x40 else 12 if box[2] & 0x20 else 10 for box in boxes)
 
 
 def _head(file: Path, n: int) -> bytes:
-    with file.open("rb") as stream:
+    with files.opened(file, files.IMAGE) as stream:
         return stream.read(n)
 
 
