@@ -270,7 +270,7 @@ def test_a_manifest_without_what_is_needed_is_named(run: Path, quarters: Dataset
     records.write_json(path, manifest)
     with pytest.raises(RunDirectoryError, match=r"run: .*recipe"):
         analyse_run(run, dataset=quarters)
-    with pytest.raises(RunDirectoryError, match="no such file"):
+    with pytest.raises(RunDirectoryError, match="no run directory"):
         analyse_run(run / "nowhere")
 
 

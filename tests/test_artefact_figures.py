@@ -84,9 +84,9 @@ def statistics(method: str, seed: int) -> pd.DataFrame:
                 "mean": 0.5 + i,
                 "std": 0.25,
                 "near_zero": 0.01,
-                "share_near_zero": 0.1 * i + 0.02 * seed,
+                "share_near_zero": min(0.1 * i, 0.9) + 0.02 * seed,
                 "near_zero_relative": 0.1,
-                "share_near_zero_relative": 0.2 + 0.1 * i + 0.02 * seed,
+                "share_near_zero_relative": min(0.2 + 0.1 * i, 0.9) + 0.02 * seed,
                 "mean_max_abs_logit": 10.0 * (i + 1),
                 "mean_logit_margin": 5.0,
             }
