@@ -7,7 +7,7 @@ import textwrap
 import unicodedata
 
 #: Characters of a line, and lines, of a message that fits a terminal.
-LINE, LINES = 190, 20
+LINE, LINES = 300, 20
 
 #: What libraries write to have a terminal print in bold or in colour (ECMA-48: control sequences).
 _TERMINAL_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
@@ -61,10 +61,12 @@ def on_one_screen(text: str) -> str:
     """A message of at most :data:`LINES` lines of :data:`LINE` characters, :func:`printable`.
 
     A longer line is wrapped, so that a message of several thousand characters is still whole; what is left out of a
-    longer one is its end.
+    longer one is its end. A single word that is longer than a line, such as the path of a file a hundred folders down,
+    is shortened in its middle.
     """
     lines: list[str] = []
-    for line in printable(text).split("\n"):
+    whole = re.sub(rf"\S{{{LINE + 1},}}", lambda word: shortened(word[0], LINE), printable(text))
+    for line in whole.split("\n"):
         lines += [line] if len(line) <= LINE else textwrap.wrap(line, LINE, break_on_hyphens=False)
     if len(lines) <= LINES:
         return "\n".join(lines)

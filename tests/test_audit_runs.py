@@ -35,7 +35,7 @@ class Counter:
 
     def __call__(self, evidence: Evidence) -> Finding:
         self.asked.append(evidence.threat.eps)
-        if self.error is not None and self.fails_on(evidence.model):
+        if self.error is not None and self.fails_on(evidence.model.model):  # within what asks it
             raise self.error
         return Finding("warning", 1.5, "As told.", (0,))
 

@@ -329,4 +329,4 @@ def test_arts_mix_is_not_called_autoattack() -> None:
     assert "AutoAttack" not in load_attack("art-autoattack").title
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for line in readme.splitlines():
-        assert "AutoAttack" not in line or "not the AutoAttack" in line
+        assert "AutoAttack" not in line or "not AutoAttack" in line
