@@ -22,11 +22,11 @@ from robustfdd import __version__, catalogue, ending, records
 from robustfdd.analysis import analyse_run
 from robustfdd.audit import IMAGES as AUDIT_IMAGES
 from robustfdd.audit import AuditedAttack, audit_model, audit_run
-from robustfdd.batching import FIXED, is_out_of_memory
+from robustfdd.batching import FIXED
 from robustfdd.datasets import DATASETS, Dataset, load_dataset
 from robustfdd.dropouts import DROPOUTS, check_options
 from robustfdd.engines import get_engine
-from robustfdd.errors import ConfigurationError, RobustFDDError, Terminated, UnitError
+from robustfdd.errors import ConfigurationError, RobustFDDError, Terminated, UnitError, is_out_of_memory
 from robustfdd.evaluation import (
     done_already,
     evaluate,
