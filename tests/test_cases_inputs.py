@@ -341,7 +341,7 @@ def test_a_divergence_in_the_last_step_is_one_message_of_the_command(quarters: D
         *("--out", "out/m.safetensors", "--set", "learning_rate=1e30"),
     )
     assert result.exit_code == 1
-    assert "lower recipe.learning_rate" in result.stderr
+    assert "lower recipe.learning_rate" in result.output
     assert "Traceback" not in result.output
     assert list(Path("out").iterdir()) == []
 
@@ -635,7 +635,7 @@ def test_the_cause_of_bad_weights_is_told_whole(kind: str, says: str, factory: s
     result = attack_with(factory, "--weights", str(path))
     refused(result, f"--weights {path}: ")
     # Whole, whatever the width of a line.
-    assert " ".join(message.split()) in " ".join(result.stderr.split())
+    assert " ".join(message.split()) in " ".join(result.output.split())
 
 
 def test_what_a_library_says_loses_its_colours_and_nothing_else() -> None:
