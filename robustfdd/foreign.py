@@ -24,6 +24,10 @@ from robustfdd.text import reason, shortened, shown
 
 #: Of a list of keys, so many are named.
 _NAMED = 4
+_A_PROGRAM = (
+    "it is a TorchScript program and no state dict; have the factory return torch.jit.load(...) of it, and leave "
+    "--weights out"
+)
 _WEB_PAGES = (b"<!doctype", b"<html", b"<?xml")
 
 
@@ -123,7 +127,10 @@ def _content(path: Path) -> object:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is wrong becomes the one message
             with files.opened(path, files.WEIGHTS) as stream:
-                return torch.load(stream, map_location="cpu", weights_only=True)
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+            if isinstance(content, torch.jit.ScriptModule):  # older versions of torch load one all the same
+                raise CheckpointError(f"{path}: {_A_PROGRAM}")
+            return content
     except CheckpointError as error:
         raise CheckpointError(f"--weights {error}") from error
     except Exception as error:  # torch, pickle and safetensors each have their own errors for a bad file
@@ -155,8 +162,7 @@ def _unreadable(head: bytes, named_safetensors: bool, error: Exception) -> str:
         (by_safetensors and not named_safetensors, "it is a file of safetensors; name it .safetensors"),
         (
             "TorchScript" in said,
-            "it is a TorchScript program and no state dict; have the factory return torch.jit.load(...) of it, and "
-            "leave --weights out",
+            _A_PROGRAM,
         ),
         (
             refused is not None,
