@@ -61,11 +61,12 @@ def on_one_screen(text: str) -> str:
     """A message of at most :data:`LINES` lines of :data:`LINE` characters, :func:`printable`.
 
     A longer line is wrapped, so that a message of several thousand characters is still whole; what is left out of a
-    longer one is its end. A single word that is longer than a line, such as the path of a file a hundred folders down,
+    longer one is its end. A single word of nearly a line, such as the path of a file a hundred folders down,
     is shortened in its middle.
     """
     lines: list[str] = []
-    whole = re.sub(rf"\S{{{LINE + 1},}}", lambda word: shortened(word[0], LINE), printable(text))
+    longest = LINE - 50  # so that it stands on one line with what introduces it
+    whole = re.sub(rf"\S{{{longest + 1},}}", lambda word: shortened(word[0], longest), printable(text))
     for line in whole.split("\n"):
         lines += [line] if len(line) <= LINE else textwrap.wrap(line, LINE, break_on_hyphens=False)
     if len(lines) <= LINES:
