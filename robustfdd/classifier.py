@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from robustfdd.datasets.base import to_pixels
 from robustfdd.errors import ModelContractError, RobustFDDError, UnitError, is_out_of_memory
 from robustfdd.randomness import GlobalRandomness
-from robustfdd.text import shortened
+from robustfdd.text import reason, shortened
 
 #: Two forward passes of a deterministic model on the same batch differ by no more than this, relative to the largest
 #: logit. Threads may sum in another order; a mask drawn at random changes logits by far more.
@@ -130,9 +130,7 @@ class Asked(nn.Module):
         except (Exception, SystemExit) as error:  # whatever somebody's code raises, the answer is the same
             if isinstance(error, (RobustFDDError, UnitError)) or is_out_of_memory(error):
                 raise
-            raise ModelContractError(
-                f"the model fails on {_images(x)}: {type(error).__name__}: {error or 'without a reason'}"
-            ) from error
+            raise ModelContractError(f"the model fails on {_images(x)}: {reason(error)}") from error
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != x.shape[0]:
             got = (
                 f"a tensor of shape {tuple(logits.shape)}"
@@ -373,7 +371,7 @@ def _check_gradient(asked: Asked, x: Tensor) -> None:
         except Exception as error:  # as in the forward pass, the code is somebody's own
             if is_out_of_memory(error):
                 raise
-            raise ModelContractError(f"{missing}. The backward pass fails: {type(error).__name__}: {error}") from error
+            raise ModelContractError(f"{missing}. The backward pass fails: {reason(error)}") from error
         if gradient is None:
             raise ModelContractError(missing)
 

@@ -466,11 +466,10 @@ class Evidence:
         if self.sibling is None:
             return None
         index = self.reference.nonzero().squeeze(1)
-        parts = []
+        parts, sibling = [], WatchedGradient(Asked(self.sibling))
         for part in batches(len(index), self.batch_size):
             at = index[part]
             # To the end, past the sibling's own border: the farther across, the better an example transfers.
-            sibling = WatchedGradient(Asked(self.sibling))
             found = ascent.pgd(
                 sibling, self.x[at], self.y[at], self.threat, steps=20, relative_step=0.125, loss=ascent.margin
             )
