@@ -54,6 +54,10 @@ MAX_EPOCHS = 100_000
 #: What an attack costs, in passes of an image, must be less than this.
 _MAX_COST = 2**53
 
+#: Of an audit, where nothing else is said: test images, enough that a point is two of them and few enough for minutes;
+#: and steps of the PGD whose figure is looked into.
+AUDITED_IMAGES, AUDITED_STEPS = 200, 40
+
 MAX_NAME = 48
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
@@ -550,7 +554,7 @@ class AuditSettings(Spec):
 
     norm: Norm | None = None
     eps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    images: Count = 200
+    images: Count = AUDITED_IMAGES
 
 
 class StudySpec(Spec):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from robustfdd.errors import ConfigurationError
+
+if TYPE_CHECKING:  # study files are read, and help is printed, without torch
+    from torch import Tensor
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -69,7 +69,7 @@ class Threat:
             Shape (N,), in float64, so that measuring adds no rounding of its own.
         """
         delta = (x_adv.detach().double() - x.detach().double()).flatten(1)
-        return delta.abs().amax(1) if self.norm == "linf" else torch.linalg.vector_norm(delta, dim=1)
+        return delta.abs().amax(1) if self.norm == "linf" else delta.norm(dim=1)
 
     def within(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Whether each perturbed image respects the budget, up to float32 rounding.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robustfdd import cli, evaluation, records
+from robustfdd import datasets, evaluation, records
 from robustfdd.catalogue import attack_names, load_attack
 from robustfdd.classifier import weights_digest
 from robustfdd.datasets.base import Dataset, Split
@@ -142,7 +142,7 @@ def quarters() -> Dataset:
 def registered(dataset: Dataset) -> Iterator[None]:
     """The data set under its name, as a study file and the command line name it."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (evaluation, cli):
+        for module in (evaluation, datasets):
             real = module.load_dataset
             patch.setattr(
                 module,

@@ -141,7 +141,7 @@ def test_what_is_audited(run: Path) -> None:
 
 @pytest.fixture
 def known(quarters: Dataset, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    for module in ("robustfdd.audit.study", "robustfdd.cli", "robustfdd.evaluation", "robustfdd.analysis.run"):
+    for module in ("robustfdd.audit.study", "robustfdd.datasets", "robustfdd.evaluation", "robustfdd.analysis.run"):
         monkeypatch.setattr(sys.modules[module], "load_dataset", lambda name, root=None: quarters)
     return quarters
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from robustfdd.audit import indicators as _indicators
 from robustfdd.audit.base import INDICATORS, Finding, Indicator, Line, register
 from robustfdd.audit.evidence import AuditedAttack, Evidence
-from robustfdd.audit.run import IMAGES, VERSION, Audit, IndicatorResult, audit, audit_cost, audit_images
+from robustfdd.audit.run import VERSION, Audit, IndicatorResult, audit, audit_cost, audit_images
 from robustfdd.audit.study import audit_run
 from robustfdd.audit.write import audit_model
 
 __all__ = [
-    "IMAGES",
     "INDICATORS",
     "VERSION",
     "Audit",

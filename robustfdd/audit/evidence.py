@@ -27,6 +27,7 @@ from robustfdd.engines.base import random_start
 from robustfdd.errors import ConfigurationError, EngineError
 from robustfdd.measure import CleanOutcome, whole_box
 from robustfdd.randomness import GlobalRandomness
+from robustfdd.specs import AUDITED_STEPS
 from robustfdd.square import square
 from robustfdd.threat import Threat, in_box
 from robustfdd.watched_gradient import WatchedGradient
@@ -58,7 +59,7 @@ class AuditedAttack:
         ConfigurationError: ``steps`` is below 1, or ``relative_step`` not a finite number above 0.
     """
 
-    steps: int = 40
+    steps: int = AUDITED_STEPS
     relative_step: float | None = None
     random_start: bool = True
     best_iterate: bool = True

@@ -26,14 +26,12 @@ from robustfdd.measure import CleanOutcome
 from robustfdd.progress import Display
 from robustfdd.randomness import GlobalRandomness
 from robustfdd.records import Status, Verdict
-from robustfdd.specs import eps_in
+from robustfdd.specs import AUDITED_IMAGES, eps_in
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet
 
 #: Of the form of the tables that an audit writes.
 VERSION = 1
-#: Test images that are looked at: enough that a point is two images, few enough for minutes.
-IMAGES = 200
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def audit(
     *,
     attack: AuditedAttack | None = None,
     sibling: nn.Module | None = None,
-    test_images: int | None = IMAGES,
+    test_images: int | None = AUDITED_IMAGES,
     eot_samples: int = 0,
     seed: int = 0,
     batch_size: int = 128,

@@ -14,7 +14,7 @@ from torch import nn
 from robustfdd import records
 from robustfdd.analysis.run import Note, trained_model
 from robustfdd.audit.evidence import AuditedAttack
-from robustfdd.audit.run import IMAGES, audit_code, audit_cost, audit_images
+from robustfdd.audit.run import audit_code, audit_cost, audit_images
 from robustfdd.audit.tables import discard_audit, has_audit, write_audit
 from robustfdd.code_version import Part
 from robustfdd.datasets import Dataset, load_dataset
@@ -23,7 +23,7 @@ from robustfdd.models import Checkpoint, check_same_data, load_model, parts_of, 
 from robustfdd.progress import Display
 from robustfdd.records import Verdict
 from robustfdd.sources import Candidate, Origin, origin_of
-from robustfdd.specs import is_name, threat_of
+from robustfdd.specs import AUDITED_IMAGES, is_name, threat_of
 from robustfdd.text import shown
 from robustfdd.threat import Threat
 from robustfdd.units import TestSet, content_digest, failure_of
@@ -86,7 +86,7 @@ def plan_of(manifest: Mapping[str, Any]) -> AuditPlan:
                 best_iterate=False,
             )
         threat = threat_of(norm, float(eps), study["eps_unit"], scale)
-        return AuditPlan(threat, attack, int(wanted.get("images") or IMAGES), scale)
+        return AuditPlan(threat, attack, int(wanted.get("images") or AUDITED_IMAGES), scale)
     except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
         raise RunDirectoryError(f"the manifest lacks what an audit needs ({error!r})") from error
 

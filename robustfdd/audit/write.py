@@ -11,14 +11,14 @@ from torch import nn
 
 from robustfdd import catalogue
 from robustfdd.audit.evidence import AuditedAttack
-from robustfdd.audit.run import IMAGES, Audit, audit, audit_code, check_radius, clean_of
+from robustfdd.audit.run import Audit, audit, audit_code, check_radius, clean_of
 from robustfdd.audit.tables import has_audit, write_audit
 from robustfdd.classifier import device_of
 from robustfdd.datasets import Dataset
 from robustfdd.identity import function_digest
 from robustfdd.manifest import describe_model, make_manifest, open_run
 from robustfdd.models import parts_of
-from robustfdd.specs import EpsUnit, Method, eps_in
+from robustfdd.specs import AUDITED_IMAGES, EpsUnit, Method, eps_in
 from robustfdd.threat import Threat
 from robustfdd.units import Subject, TestSet, content_digest
 
@@ -34,7 +34,7 @@ def audit_model(
     eps_unit: EpsUnit = "pixel",
     attack: AuditedAttack | None = None,
     sibling: nn.Module | None = None,
-    test_images: int = IMAGES,
+    test_images: int = AUDITED_IMAGES,
     eot_samples: int = 0,
     seed: int = 0,
     batch_size: int = 128,
