@@ -2,7 +2,7 @@
 
     python scripts/audit_controls.py --cache controls --out controls.csv
 
-Trains each control of robustfdd.audit.controls that is not in the cache yet, audits it, writes one row a control and
+Trains each control of controls.py that is not in the cache yet, audits it, writes one row a control and
 seed and prints the confusion tables as Markdown: those that the thresholds were chosen with and those held out apart.
 
     python scripts/audit_controls.py --tables controls.csv held-out.csv --page docs/audit.md
@@ -17,10 +17,10 @@ from typing import get_args
 
 import pandas as pd
 import torch
+from controls import CONTROLS, EPS, Control, Kind
 from rich.console import Console
 
 from robustfdd.audit import audit
-from robustfdd.audit.controls import CONTROLS, EPS, Control, Kind
 from robustfdd.datasets import Dataset, load_dataset
 from robustfdd.records import Verdict, write_text
 from robustfdd.threat import Threat

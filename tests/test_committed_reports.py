@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from archive_run import without_folders
 from conftest import ROOT
+from fill_tables import filled
 
 from robustfdd.records import load_run
 from robustfdd.report import combine
@@ -32,15 +32,6 @@ PAGES = [
     ROOT / "evaluations" / "reports" / "fashion-mnist-worst-case" / "README.md",
     ROOT / "docs" / "fdd-switches.md",
 ]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def results_of(report: Path) -> Results:
@@ -69,11 +60,11 @@ def test_nothing_failed_and_nothing_is_missing(report: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_pages_show_the_tables_as_they_are(page: Path) -> None:
-    assert script("fill_tables").filled(page) == page.read_text(encoding="utf-8")
+    assert filled(page) == page.read_text(encoding="utf-8")
 
 
 def test_an_archived_command_names_no_folders() -> None:
-    short = script("archive_run").without_folders
+    short = without_folders
     assert short("robustfdd run /a/b/study.toml --set seeds=[0] --out /c/d e/f") == (
         "robustfdd run study.toml --set seeds=[0] --out d e/f"
     )

@@ -6,15 +6,12 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import controls
 import numpy as np
 import pytest
 import torch
 from conftest import TinyNet, make_dataset
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from robustfdd.audit import controls
-from robustfdd.audit.controls import (
+from controls import (
     CONTROLS,
     KWinnersTakeAll,
     QuantisedInput,
@@ -28,6 +25,9 @@ from robustfdd.audit.controls import (
     replace_activations,
     smoothed,
 )
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from robustfdd.classifier import check_classifier, predict, weights_digest
 from robustfdd.datasets.base import Dataset, Split, to_pixels
 from robustfdd.dropouts import Dropout

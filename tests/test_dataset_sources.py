@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import importlib.util
 import io
 import pickle
 import struct
@@ -18,9 +17,9 @@ import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
+import cut_fashion_mnist_mini
 import numpy as np
 import pytest
 import scipy.io
@@ -258,23 +257,12 @@ def test_a_damaged_unpacked_file_is_named(
 # --- the subset that is shipped
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "cut_fashion_mnist_mini.py"
-    spec = importlib.util.spec_from_file_location("cut_fashion_mnist_mini", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def tiny_mini(script: ModuleType, fashion: TinyFashion, root: Path, tmp_path: Path) -> Path:
-    """A subset of 40 + 20 images cut from the tiny Fashion-MNIST by the script."""
+def tiny_mini(fashion: TinyFashion, root: Path, tmp_path: Path) -> Path:
+    """A subset of 40 + 20 images cut from the tiny Fashion-MNIST by the cut_fashion_mnist_mini."""
     fashion.write(raw_folder(root), packed=True)
     file = tmp_path / "mini.npz"
-    assert script.main(["--file", str(file), "--train", "40", "--test", "20", "--seed", "3"]) == 0
+    assert cut_fashion_mnist_mini.main(["--file", str(file), "--train", "40", "--test", "20", "--seed", "3"]) == 0
     return file
 
 
@@ -293,11 +281,9 @@ def test_mini_is_balanced_and_small() -> None:
 @pytest.mark.skipif(
     not Path("/usr/share/datasets/fashion-mnist").is_dir(), reason="Debian's package dataset-fashion-mnist is absent"
 )
-def test_mini_is_cut_from_the_original(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mini_is_cut_from_the_original(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN", Path("/usr/share/datasets/fashion-mnist"))
-    assert script.main(["--check"]) == 0
+    assert cut_fashion_mnist_mini.main(["--check"]) == 0
     assert capsys.readouterr().out == f"{fashion_mnist_mini.FILE}: ok\n"
     original = load_dataset("fashion-mnist")
     mini = load_dataset("fashion-mnist-mini")
@@ -309,12 +295,12 @@ def test_mini_is_cut_from_the_original(
             assert torch.equal(split.labels, whole.labels[index])
 
 
-def test_cutting_again_gives_the_same_bytes(script: ModuleType, tiny_mini: Path, tmp_path: Path) -> None:
+def test_cutting_again_gives_the_same_bytes(tiny_mini: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.npz"
     arguments = ["--file", str(other), "--train", "40", "--test", "20", "--seed"]
-    assert script.main([*arguments, "3"]) == 0
+    assert cut_fashion_mnist_mini.main([*arguments, "3"]) == 0
     assert other.read_bytes() == tiny_mini.read_bytes()
-    assert script.main([*arguments, "4"]) == 0
+    assert cut_fashion_mnist_mini.main([*arguments, "4"]) == 0
     assert other.read_bytes() != tiny_mini.read_bytes()
     with zipfile.ZipFile(tiny_mini) as archive:
         assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
@@ -332,27 +318,27 @@ def test_a_cut_is_stratified_and_from_the_right_split(fashion: TinyFashion, tiny
     assert raw.test.labels.bincount().tolist() == [2] * 10
 
 
-def test_the_check_finds_any_change(script: ModuleType, tiny_mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["--file", str(tiny_mini), "--check"]) == 0
+def test_the_check_finds_any_change(tiny_mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cut_fashion_mnist_mini.main(["--file", str(tiny_mini), "--check"]) == 0
     with np.load(tiny_mini, allow_pickle=False) as archive:
         arrays = dict(archive)
     for name in ("train_images", "train_labels", "train_index", "test_images", "test_labels", "test_index"):
         changed = {**arrays, name: arrays[name].copy()}
         changed[name].flat[-1] += 1
-        tiny_mini.write_bytes(script.encode(changed))
+        tiny_mini.write_bytes(cut_fashion_mnist_mini.encode(changed))
         capsys.readouterr()
-        assert script.main(["--file", str(tiny_mini), "--check"]) == 1
+        assert cut_fashion_mnist_mini.main(["--file", str(tiny_mini), "--check"]) == 1
         assert capsys.readouterr().out.endswith(f" in {name}\n")
     for name in ("seed", "source_sha256", "train_index"):
-        tiny_mini.write_bytes(script.encode({other: array for other, array in arrays.items() if other != name}))
-        assert script.main(["--file", str(tiny_mini), "--check"]) == 1
+        tiny_mini.write_bytes(
+            cut_fashion_mnist_mini.encode({other: array for other, array in arrays.items() if other != name})
+        )
+        assert cut_fashion_mnist_mini.main(["--file", str(tiny_mini), "--check"]) == 1
 
 
-def test_the_check_of_a_damaged_file_says_so(
-    script: ModuleType, tiny_mini: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_check_of_a_damaged_file_says_so(tiny_mini: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_mini.write_bytes(tiny_mini.read_bytes()[:-10])
-    assert script.main(["--file", str(tiny_mini), "--check"]) == 2
+    assert cut_fashion_mnist_mini.main(["--file", str(tiny_mini), "--check"]) == 2
     assert f"{tiny_mini}: damaged" in capsys.readouterr().err
 
 

@@ -5,9 +5,6 @@ Each module holds a few commands; importing them registers them, in the order in
 
 from __future__ import annotations
 
-import io
-import sys
-
 from robustfdd.cli import studies  # isort: split
 
 from robustfdd.cli import models  # isort: split
@@ -15,16 +12,8 @@ from robustfdd.cli import models  # isort: split
 from robustfdd.cli import reports  # isort: split
 
 from robustfdd.cli import listing
-from robustfdd.cli.base import app
+from robustfdd.cli.base import app, main
 
 __all__ = ["app", "main"]
 
 del studies, models, reports, listing
-
-
-def main() -> None:
-    """The command, once its arguments can be read; :mod:`robustfdd.__main__` is where it is entered."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # what the encoding of a terminal or a pipe lacks is no error
-            stream.reconfigure(errors="backslashreplace")
-    app()

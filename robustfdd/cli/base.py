@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -144,3 +145,11 @@ def say_plainly(console: Console, text: str) -> None:
 def cell(text: str) -> Text:
     """Text in a table as it stands, whatever console markup it looks like."""
     return Text(shortened(printable(text), 200))
+
+
+def main() -> None:
+    """The command, once its arguments can be read; :mod:`robustfdd.__main__` is where it is entered."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the encoding of a terminal or a pipe lacks is no error
+            stream.reconfigure(errors="backslashreplace")
+    app()
