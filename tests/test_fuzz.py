@@ -28,11 +28,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from robustfdd import catalogue, cli, evaluation
+from robustfdd import catalogue, cli, evaluation, report, training
 from robustfdd.audit import write as audit_write
+from robustfdd.cli import conclusion
 from robustfdd.datasets import DATASETS
 from robustfdd.errors import DatasetError, RobustFDDError
 from robustfdd.models import build_model, save_model
+from robustfdd.report import compare
 
 #: How many examples of each property are tried: a few, the same every time, by default, and many, new ones, by
 #: `tox run -e faults`.
@@ -262,16 +264,15 @@ def nothing_is_computed() -> Iterator[None]:
         # Making the command anew for every call takes longer than most of the calls.
         command = typer.main.get_command(cli.app)
         patch.setattr(typer.testing, "_get_command", lambda app: command, raising=False)
-        patch.setattr(cli, "seconds_per_pass", writable)
-        patch.setattr(cli, "run_evaluation", checked_only)
-        patch.setattr(cli, "train_model", done)
+        patch.setattr(evaluation, "seconds_per_pass", writable)
+        patch.setattr(evaluation, "run_evaluation", checked_only)
+        patch.setattr(training, "train", done)
         patch.setattr(evaluation, "attack_model", done)
         patch.setattr(audit_write, "audit", done)
-        patch.setattr(cli, "_analyse", lambda *_: None)
-        patch.setattr(cli, "_audit_run", lambda *_: None)
-        patch.setattr(cli, "_conclude", lambda *_: None)
-        patch.setattr(cli, "write_report", lambda runs, out=None: Path("index.html"))
-        patch.setattr(cli, "write_comparisons", lambda found, folder: Path(folder))
+        for name in ("analyse", "audit_models", "conclude"):
+            patch.setattr(conclusion, name, lambda *_: None)
+        patch.setattr(report, "write_report", lambda runs, out=None: Path("index.html"))
+        patch.setattr(compare, "write_comparisons", lambda found, folder: Path(folder))
         for name in DATASETS:
             patch.setitem(DATASETS, name, SimpleNamespace(name=name, title=name, load=offline(name), summary=""))
         yield
