@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from robustfdd import __version__
+from robustfdd import __version__, plugins
 
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "eagerpy", "numpy", "scipy")
 
@@ -28,7 +28,7 @@ def source_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
-        if relative.parts[0] not in ("analysis", "report", "published.py", "cli.py", "progress.py", "__main__.py"):
+        if relative.parts[0] not in ("analysis", "report", "published.py", "cli", "progress.py", "__main__.py"):
             digest.update(f"{relative.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found
+    return found | plugins.versions()
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

@@ -272,8 +272,8 @@ def nothing_is_computed() -> Iterator[None]:
         patch.setattr(cli, "_conclude", lambda *_: None)
         patch.setattr(cli, "write_report", lambda runs, out=None: Path("index.html"))
         patch.setattr(cli, "write_comparisons", lambda found, folder: Path(folder))
-        for name in DATASETS:
-            patch.setitem(DATASETS, name, SimpleNamespace(name=name, title=name, load=offline(name), summary=""))
+        unread = {n: SimpleNamespace(name=n, title=n, load=offline(n), summary="") for n in DATASETS}
+        patch.setattr(DATASETS, "_parts", unread)
         yield
 
 
