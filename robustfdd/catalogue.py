@@ -17,7 +17,7 @@ from typing import Any, TypeGuard, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from robustfdd import files
+from robustfdd import files, plugins
 from robustfdd.errors import ConfigurationError
 from robustfdd.specs import LIBRARIES, AttackSpec, AttackUse, EngineName, Method, Spec, StudySpec
 from robustfdd.text import is_clean, shortened, shown
@@ -54,18 +54,47 @@ def _folder(name: str) -> Path:
     return _PACKAGE / f"_{name}"
 
 
-def _names(folder: str) -> list[str]:
-    return sorted(path.stem for path in _folder(folder).glob("*.toml"))
+#: Folders of plug-ins, each with files in ``attacks`` and ``evaluations``.
+_added: list[Path] = []
+
+
+def add_folder(folder: Path) -> None:
+    """Have the attack files in ``folder/attacks`` and the study files in ``folder/evaluations`` known by their names.
+
+    Raises:
+        ConfigurationError: it has neither, or a name is taken.
+    """
+    found = {kind: _in(folder / kind) for kind in ("attacks", "evaluations")}
+    if not any(found.values()):
+        raise ConfigurationError(f"{folder}: has no attacks/*.toml and no evaluations/*.toml")
+    for kind, files_ in found.items():
+        if taken := sorted(set(files_) & set(_known(kind))):
+            raise ConfigurationError(f"{folder / kind}: {', '.join(taken)}: there is one of that name already")
+    _added.append(folder)
+
+
+def _in(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _known(kind: str) -> dict[str, Path]:
+    """The files of one kind by name."""
+    found = _in(_folder(kind))
+    for folder in _added:
+        found |= _in(folder / kind)
+    return dict(sorted(found.items()))
 
 
 def attack_names() -> list[str]:
-    """The names of the attacks that come with the package."""
-    return _names("attacks")
+    """The names of the attacks that come with the package and its plug-ins."""
+    plugins.load()
+    return list(_known("attacks"))
 
 
 def study_names() -> list[str]:
-    """The names of the studies that come with the package."""
-    return _names("evaluations")
+    """The names of the studies that come with the package and its plug-ins."""
+    plugins.load()
+    return list(_known("evaluations"))
 
 
 def hint(name: str, allowed: Sequence[str]) -> str:
@@ -87,11 +116,13 @@ def _find(kind: str, folder: str, name_or_path: str | Path) -> Path:
         except OSError as error:  # a name that is too long, a folder that may not be entered
             raise ConfigurationError(f"{shortened(str(path))}: cannot be read ({error.strerror})") from error
         return path
-    if text not in _names(folder):
+    plugins.load()
+    known = _known(folder)
+    if text not in known:
         raise ConfigurationError(
-            f"unknown {kind} {shown(text)}{hint(text, _names(folder))}; or give the path of a .toml file"
+            f"unknown {kind} {shown(text)}{hint(text, list(known))}; or give the path of a .toml file"
         )
-    return _folder(folder) / f"{text}.toml"
+    return known[text]
 
 
 def _read(path: Path) -> dict[str, Any]:

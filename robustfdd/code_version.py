@@ -25,8 +25,8 @@ from pathlib import Path
 PACKAGE = "robustfdd"
 
 #: Modules on which no result depends, although others import them. The first three talk to people. What the others give
-#: is in the key of a result itself: the specification that was read, the version of the code.
-UNCOUNTED = frozenset({"errors", "text", "progress", "catalogue", "code_version"})
+#: is in the key of a result itself: the specification that was read, the version of the code, the part that was chosen.
+UNCOUNTED = frozenset({"errors", "text", "progress", "catalogue", "code_version", "registry", "plugins"})
 #: Imports that only some of the work of a module uses, which names what it uses: recipes without adversarial training
 #: do not depend on it.
 CHOSEN = frozenset({("training", "adversarial_training")})

@@ -218,11 +218,11 @@ def _identity(content: Mapping[str, Any]) -> dict[str, Any]:
         "dataset": (content.get("dataset") or {}).get("sha256"),
         "device": str(hardware.get("device")).partition(":")[0],
         # Records of several versions under one manifest would be credited to the first. Of this package what counts is
-        # the code of the parts that a result used, which is part of its key.
+        # the code of the parts that a result used, which is part of its key; so it is with plug-ins.
         "versions": {
             name: version
             for name, version in (content.get("versions") or {}).items()
-            if name not in ("python", "robustfdd", "robustfdd source")
+            if name not in ("python", "robustfdd", "robustfdd source") and not name.startswith("plug-in ")
         },
     }
 

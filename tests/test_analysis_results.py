@@ -25,6 +25,7 @@ from robustfdd.classifier import weights_digest
 from robustfdd.datasets import Dataset
 from robustfdd.datasets.base import to_pixels
 from robustfdd.dropouts import Dropout
+from robustfdd.errors import ConfigurationError
 from robustfdd.models import ResNet18, build_model
 from robustfdd.specs import Recipe
 
@@ -418,7 +419,7 @@ def test_images_of_different_classes() -> None:
 
 
 def test_names_of_analyses_and_tables_are_taken_once() -> None:
-    with pytest.raises(ValueError, match="cost"):
+    with pytest.raises(ConfigurationError, match="cost"):
         register(ANALYSES["cost"])
-    with pytest.raises(ValueError, match="another"):
+    with pytest.raises(ConfigurationError, match="another"):
         register(replace(ANALYSES["cost"], name="another"))

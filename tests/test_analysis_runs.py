@@ -17,7 +17,7 @@ from conftest import make_dataset
 from rich.console import Console
 
 from robustfdd import records
-from robustfdd.analysis import analyse_run, base
+from robustfdd.analysis import analyse_run
 from robustfdd.analysis.base import ANALYSES, Analysis, AnalysisUnavailableError, TrainedModel
 from robustfdd.analysis.planes import drops_last_maps
 from robustfdd.datasets import Dataset
@@ -48,7 +48,6 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """The only analysis that there is."""
     made = Recorder()
     analysis = Analysis("recorder", "a count", ("numbers", "other"), {"n": 2}, made)
-    monkeypatch.setattr(base, "_REGISTRY", {})
     for module in ("robustfdd.analysis.run", "robustfdd.analysis.base"):
         monkeypatch.setattr(sys.modules[module], "ANALYSES", {"recorder": analysis})
     return made
@@ -98,8 +97,7 @@ def test_a_dropout_of_another_process_is_skipped_and_keeps_its_results(
     change(monkeypatch, applies=drops_last_maps)
     # Taken out of the registry and put back, it would be the last in the lists of every test that comes after.
     without = {name: spec for name, spec in DROPOUTS.items() if name != "fdd-2d"}
-    monkeypatch.setattr(sys.modules["robustfdd.dropouts.base"], "_REGISTRY", without)
-    monkeypatch.setattr(sys.modules["robustfdd.analysis.run"], "DROPOUTS", without)
+    monkeypatch.setattr(DROPOUTS, "_parts", without)
     (note,) = [note for note in analyse_run(run, dataset=quarters) if note.method == METHODS[1]]
     assert note.kind == "skipped"
     assert "its dropout 'fdd-2d' is not registered in this process" in note.message

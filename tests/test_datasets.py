@@ -186,7 +186,7 @@ def test_a_registered_data_set_is_loaded_by_name(monkeypatch: pytest.MonkeyPatch
         roots.append(root)
         return raw()
 
-    monkeypatch.setitem(DATASETS, "toy", DatasetSpec(name="toy", title="Toy", summary="", load=load))
+    monkeypatch.setattr(DATASETS, "_parts", {"toy": DatasetSpec(name="toy", title="Toy", summary="", load=load)})
     monkeypatch.setenv("ROBUSTFDD_DATA", str(tmp_path / "environment"))
     dataset = load_dataset("toy", root=tmp_path / "argument")
     assert (dataset.name, dataset.title) == ("toy", "Toy")
@@ -196,7 +196,7 @@ def test_a_registered_data_set_is_loaded_by_name(monkeypatch: pytest.MonkeyPatch
 
 def test_a_name_is_registered_once() -> None:
     before = dict(DATASETS)
-    with pytest.raises(ValueError, match="'svhn' is already registered"):
+    with pytest.raises(ConfigurationError, match="'svhn' is registered already"):
         register(DATASETS["svhn"])
     assert before == DATASETS
 

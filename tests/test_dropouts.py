@@ -9,7 +9,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from robustfdd.dropouts import (
     build_dropout,
     register,
 )
-from robustfdd.dropouts.base import _REGISTRY
 from robustfdd.errors import ConfigurationError
 
 SIGMAS = 5
@@ -515,10 +513,9 @@ HALVE = DropoutSpec(
 
 
 @pytest.fixture
-def halve() -> Iterator[DropoutSpec]:
-    register(HALVE)
-    yield HALVE
-    del _REGISTRY[HALVE.name]
+def halve(monkeypatch: pytest.MonkeyPatch) -> DropoutSpec:
+    monkeypatch.setattr(DROPOUTS, "_parts", DROPOUTS._parts)  # put back at the end
+    return register(HALVE)
 
 
 def test_a_new_layer_is_built_by_its_name(halve: DropoutSpec) -> None:

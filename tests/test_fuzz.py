@@ -273,8 +273,8 @@ def nothing_is_computed() -> Iterator[None]:
             patch.setattr(conclusion, name, lambda *_: None)
         patch.setattr(report, "write_report", lambda runs, out=None: Path("index.html"))
         patch.setattr(compare, "write_comparisons", lambda found, folder: Path(folder))
-        for name in DATASETS:
-            patch.setitem(DATASETS, name, SimpleNamespace(name=name, title=name, load=offline(name), summary=""))
+        unread = {n: SimpleNamespace(name=n, title=n, load=offline(n), summary="") for n in DATASETS}
+        patch.setattr(DATASETS, "_parts", unread)
         yield
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from robustfdd.datasets import Dataset
 from robustfdd.models import ModelConfig, ResNet18
+from robustfdd.registry import Registry
 from robustfdd.specs import Recipe
 
 
@@ -69,21 +69,11 @@ class Analysis:
     per_device: bool = False
 
 
-_REGISTRY: dict[str, Analysis] = {}
 #: All known analyses by name. It follows later registrations.
-ANALYSES: Mapping[str, Analysis] = MappingProxyType(_REGISTRY)
-
-
-def register(analysis: Analysis) -> None:
-    """Make an analysis known under its name.
-
-    Raises:
-        ValueError: the name, or that of one of its tables, is taken.
-    """
-    taken = {table for known in _REGISTRY.values() for table in known.tables}
-    if analysis.name in _REGISTRY or taken & set(analysis.tables):
-        raise ValueError(f"an analysis named {analysis.name!r}, or with one of its tables, is registered already")
-    _REGISTRY[analysis.name] = analysis
+ANALYSES: Registry[Analysis] = Registry(
+    "analysis", claims=lambda analysis: {f"table {table!r}" for table in analysis.tables}
+)
+register = ANALYSES.register
 
 
 @contextmanager

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from robustfdd.audited import ALARM_POINTS, verdict_of
 from robustfdd.records import Status
+from robustfdd.registry import Registry
 
 if TYPE_CHECKING:
     from robustfdd.audit.evidence import Evidence
@@ -102,20 +102,9 @@ class Line:
     z: Sequence[float] = field(default_factory=tuple)
 
 
-_REGISTRY: dict[str, Indicator] = {}
 #: All known indicators by name. It follows later registrations.
-INDICATORS: Mapping[str, Indicator] = MappingProxyType(_REGISTRY)
-
-
-def register(indicator: Indicator) -> None:
-    """Make an indicator known under its name.
-
-    Raises:
-        ValueError: its name or number is taken.
-    """
-    if indicator.name in _REGISTRY or any(known.number == indicator.number for known in _REGISTRY.values()):
-        raise ValueError(f"an indicator {indicator.number} or named {indicator.name!r} is registered already")
-    _REGISTRY[indicator.name] = indicator
+INDICATORS: Registry[Indicator] = Registry("indicator", claims=lambda indicator: {f"number {indicator.number}"})
+register = INDICATORS.register
 
 
 def graded(value: float, *, warning: float, alarm: float | None = None, least: float = 0.0) -> Status:

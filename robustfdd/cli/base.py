@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from robustfdd import __version__, ending
-from robustfdd.errors import RobustFDDError, Terminated, UnitError, is_out_of_memory
+from robustfdd import __version__, ending, plugins
+from robustfdd.errors import ConfigurationError, RobustFDDError, Terminated, UnitError, is_out_of_memory
 from robustfdd.text import on_one_screen, printable, reason, shortened
 
 app = typer.Typer(
@@ -128,11 +128,28 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+def _plugins(files: list[Path] | None) -> None:
+    try:
+        plugins.use(files or ())
+    except ConfigurationError as error:
+        _complain(f"error: {error}")
+        raise typer.Exit(2) from None
+
+
 @app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            callback=_plugins,
+            help="A Python file that registers a dropout, a data set or another part of your own. Repeatable; stands "
+            "before the command.",
+        ),
+    ] = None,
 ) -> None:
     pass
 

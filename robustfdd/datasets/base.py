@@ -21,6 +21,7 @@ from torch import Tensor
 
 from robustfdd import files
 from robustfdd.errors import ConfigurationError, DatasetError
+from robustfdd.registry import Registry
 
 #: Values that are counted at a time when the statistics are computed, so that counting needs no large copy.
 _CHUNK = 2**24
@@ -172,20 +173,9 @@ class DatasetSpec:
     load: Callable[[Path], RawData]
 
 
-#: The registered data sets by name.
-DATASETS: dict[str, DatasetSpec] = {}
-
-
-def register(spec: DatasetSpec) -> DatasetSpec:
-    """Make a data set known under its name.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if spec.name in DATASETS:
-        raise ValueError(f"a data set named {spec.name!r} is already registered")
-    DATASETS[spec.name] = spec
-    return spec
+#: All known data sets by name. It follows later registrations.
+DATASETS: Registry[DatasetSpec] = Registry("data set")
+register = DATASETS.register
 
 
 def data_root(root: str | Path | None = None) -> Path:

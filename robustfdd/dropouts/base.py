@@ -13,13 +13,13 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustfdd.errors import ConfigurationError
+from robustfdd.registry import Registry
 
 Rescale = Literal["none", "inverted", "test"]
 Active = Literal["train", "always", "never", "test"]
@@ -327,22 +327,9 @@ class DropoutSpec:
         return {name: value for name, value in {**self.options, **options}.items() if name != "generator"}
 
 
-_REGISTRY: dict[str, DropoutSpec] = {}
 #: All known dropouts by name, in the order in which they are to be listed. It follows later registrations.
-DROPOUTS: Mapping[str, DropoutSpec] = MappingProxyType(_REGISTRY)
-
-
-def register(spec: DropoutSpec) -> None:
-    """Make a dropout known under its name.
-
-    Raises:
-        ConfigurationError: the name is taken.
-    """
-    if spec.name in _REGISTRY:
-        raise ConfigurationError(f"a dropout named {spec.name!r} is registered already: {_REGISTRY[spec.name].title}")
-    ranked = sorted([*_REGISTRY.values(), spec], key=lambda known: (known.order, known.name))
-    _REGISTRY.clear()
-    _REGISTRY.update((known.name, known) for known in ranked)
+DROPOUTS: Registry[DropoutSpec] = Registry("dropout", order=lambda spec: (spec.order, spec.name))
+register = DROPOUTS.register
 
 
 def build_dropout(name: str, *, n_units: int | None = None, **options: Any) -> nn.Module:
@@ -361,7 +348,7 @@ def build_dropout(name: str, *, n_units: int | None = None, **options: Any) -> n
         ConfigurationError: there is no such dropout, it has no such option, a value is not allowed, or ``n_units`` is
             needed and missing.
     """
-    spec = _checked(name, options, _REGISTRY[name].options if name in _REGISTRY else ())
+    spec = _checked(name, options, DROPOUTS[name].options if name in DROPOUTS else ())
     if spec.needs_units:
         if n_units is None:
             raise ConfigurationError(f"dropout {name!r} must be told the number of its features or maps: n_units=...")
@@ -382,19 +369,19 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: there is no such dropout, or it has no such option.
     """
-    _checked(name, options, _REGISTRY[name].settings({}) if name in _REGISTRY else ())
+    _checked(name, options, DROPOUTS[name].settings({}) if name in DROPOUTS else ())
 
 
 def _checked(name: str, options: Iterable[str], allowed: Collection[str]) -> DropoutSpec:
-    if name not in _REGISTRY:
-        raise ConfigurationError(f"unknown dropout {name!r}; allowed: {', '.join(_REGISTRY)}{_hint(name, _REGISTRY)}")
+    if name not in DROPOUTS:
+        raise ConfigurationError(f"unknown dropout {name!r}; allowed: {', '.join(DROPOUTS)}{_hint(name, DROPOUTS)}")
     for option in options:
         if option not in allowed:
             raise ConfigurationError(
                 f"dropout {name!r} has no option {option!r}; allowed: {', '.join(allowed) or 'none'}"
                 f"{_hint(option, allowed)}"
             )
-    return _REGISTRY[name]
+    return DROPOUTS[name]
 
 
 def _hint(value: object, allowed: Iterable[str]) -> str:

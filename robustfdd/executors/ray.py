@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from robustfdd import provenance
+from robustfdd import plugins, provenance
 from robustfdd.errors import ConfigurationError, UnitError, WorkerDiedError
 from robustfdd.executors.base import Advanced, Event, Executor, Finished, Listener, Started, Throttle
 from robustfdd.records import Failure
@@ -75,7 +75,8 @@ class Ray(Executor):
         address, asked = self._choose_cluster()
         try:
             with _sigterm_kept():
-                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+                given = {"env_vars": plugins.environment()}
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=given)
         except Exception as error:  # another version, a cluster that is not ready, no room for one of our own
             raise ConfigurationError(f"{asked}: no Ray cluster to be used ({_in_one_line(error)})") from error
         self._started_here = True
