@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,6 +38,30 @@ def _away_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROBUSTFDD_DATA", str(tmp_path / "data-root"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+
+
+#: Tests that look at figures. Elsewhere they are composed but not written, which takes two thirds of a report.
+DRAWN = {
+    "test_artefact_figures",
+    "test_compare",
+    "test_evaluation",
+    "test_report_artefacts",
+    "test_report_audit",
+    "test_report_files",
+    "test_worst_case",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _blank_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    def blank(self: Figure, fname: Any, *, format: str, **_: object) -> None:
+        fname.write({"png": b"\x89PNG", "pdf": b"%PDF"}[format])
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__ not in DRAWN:
+            patch.setattr(Figure, "savefig", blank)
+            patch.setattr(Figure, "draw_without_rendering", lambda self: None)
+        yield
 
 
 class LinearModel(nn.Module):

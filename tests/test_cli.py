@@ -288,9 +288,9 @@ def test_an_interruption_says_how_to_go_on(study_file: Path, monkeypatch: pytest
         return real(*arguments, **options)
 
     monkeypatch.setattr(units, "measure_sweep", interrupted)
-    result = invoke("run", study_file, "--out", "r")
+    result = invoke("run", study_file, "--out", "r", "--no-audit")
     assert result.exit_code == 130
     assert "the same command goes on" in result.output
     assert len(list(Path("r/results").glob("*.parquet"))) == 1
     monkeypatch.setattr(units, "measure_sweep", real)
-    assert invoke("run", study_file, "--out", "r").exit_code == 0
+    assert invoke("run", study_file, "--out", "r", "--no-audit").exit_code == 0

@@ -217,21 +217,27 @@ def test_a_device_that_is_not_there_is_named(study_file: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "size", "n_classes"),
-    [("fashion-mnist", 1, 28, 10), ("cifar10", 3, 32, 10), ("cifar100", 3, 32, 100), ("svhn", 3, 32, 10)],
+    ("name", "channels", "size", "n_classes", "methods"),
+    [
+        pytest.param("fashion-mnist", 1, 28, 10, ["none", "sap", "fdd-3d"], marks=pytest.mark.slow),
+        ("fashion-mnist", 1, 28, 10, ["sap"]),
+        ("cifar10", 3, 32, 10, ["fdd-3d"]),
+        ("cifar100", 3, 32, 100, ["none"]),
+        ("svhn", 3, 32, 10, ["original"]),
+    ],
 )
 def test_full_size_studies_run_when_reduced(
-    name: str, channels: int, size: int, n_classes: int, tmp_path: Path
+    name: str, channels: int, size: int, n_classes: int, methods: list[str], tmp_path: Path
 ) -> None:
     """Every part of the study but its size, on images of the data set's shape."""
     data = make_dataset(n_train=64, n_test=2 * n_classes, n_classes=n_classes, size=size, channels=channels, name=name)
     reduction = ["model.width=1", "recipe.epochs=1", f"test_images={n_classes}", "seeds=[0]"]
     with registered(data):
-        run = run_evaluation(name, out=tmp_path / "run", overrides=reduction, only=["none", "sap", "fdd-3d"])
+        run = run_evaluation(name, out=tmp_path / "run", overrides=reduction, only=methods)
     found = load_run(run)
     assert found.failures == []
     assert set(found.cells.unit) == {unit["unit"] for unit in found.manifest["units"]}
-    assert {(m["method"], m["n_test"]) for m in found.models} == {(m, 2 * n_classes) for m in ("none", "sap", "fdd-3d")}
+    assert {(m["method"], m["n_test"]) for m in found.models} == {(m, 2 * n_classes) for m in methods}
     page = robustfdd.write_report(run).read_text(encoding="utf-8")
     assert "recipe.epochs=1" in page
 
