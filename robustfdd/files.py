@@ -24,6 +24,7 @@ NOTE = 64 * _KIB  # who holds a run directory
 JOURNAL = 64 * _MIB
 TABLE = _GIB  # results, and the table of an analysis
 WEIGHTS = 32 * _GIB  # a checkpoint, a snapshot, somebody's weights
+CODE = 4 * _MIB  # a plug-in
 IMAGE = 256 * _MIB  # one image of a folder
 ARCHIVE = 4 * _GIB  # a file of a published data set
 

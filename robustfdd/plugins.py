@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from robustfdd import files
 from robustfdd.errors import ConfigurationError, RobustFDDError
 from robustfdd.text import reason, shown
 
@@ -28,14 +29,14 @@ FILES = "ROBUSTFDD_PLUGINS"
 _tried: dict[str, str | None] = {}
 
 
-def use(files: Iterable[Path]) -> None:
-    """Have files as plug-ins from now on, in this process and in those that it starts.
+def use(paths: Iterable[Path]) -> None:
+    """Have Python files as plug-ins from now on, in this process and in those that it starts.
 
     Raises:
         ConfigurationError: one is no Python file.
     """
     used = _files()
-    for file in files:
+    for file in paths:
         if file.suffix != ".py" or not file.is_file():
             raise ConfigurationError(f"--plugin {shown(str(file))}: must be a Python file, ending in .py")
         used.append(str(file.resolve()))
@@ -62,9 +63,7 @@ def load() -> None:
 def versions() -> dict[str, str]:
     """The plug-ins that are used, with the version of a distribution or the hash of a file."""
     found = {f"plug-in {point.value}": point.dist.version for point in _points() if point.dist}
-    return found | {
-        f"plug-in {Path(file).name}": hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in _files()
-    }
+    return found | {f"plug-in {Path(file).name}": files.sha256(Path(file), files.CODE)[:16] for file in _files()}
 
 
 @functools.cache

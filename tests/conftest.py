@@ -43,6 +43,7 @@ def _away_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 #: Tests that look at figures. Elsewhere they are composed but not written, which takes two thirds of a report.
 DRAWN = {
     "test_artefact_figures",
+    "test_benchmarks",
     "test_compare",
     "test_evaluation",
     "test_report_artefacts",

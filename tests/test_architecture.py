@@ -13,7 +13,8 @@ PACKAGE = ROOT / "robustfdd"
 #: From the bottom up; a module may import from layers below its own, and from its own part.
 LAYERS = [
     {"errors", "text", "checksums", "files", "ending", "rounding"},
-    {"schema"},
+    {"schema", "plugins"},
+    {"registry"},
     {"threat", "records", "published", "code_version", "locking", "journal"},
     {"specs", "status", "sources", "audited"},
     {"catalogue"},

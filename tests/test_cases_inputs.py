@@ -34,7 +34,6 @@ from robustfdd import (
     TrainingError,
     UnitError,
     build_model,
-    cli,
     load_dataset,
     train,
 )
@@ -42,6 +41,7 @@ from robustfdd.audit import INDICATORS, AuditedAttack, Evidence, Finding, audit_
 from robustfdd.audit.indicators.noisy_surface import roughness
 from robustfdd.audit.run import clean_of
 from robustfdd.classifier import frozen, weights_digest
+from robustfdd.cli import conclusion
 from robustfdd.datasets.base import Dataset, RawData, Split
 from robustfdd.datasets.bit_depth import bits_per_channel
 from robustfdd.foreign import load_factory
@@ -762,7 +762,7 @@ def test_records_and_manifest_hold_what_was_asked_for(
 def test_a_normalised_radius_of_the_command_line_is_found_again(
     factory: str, quarters: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "_conclude", lambda run: None)  # the report takes longer than all the rest
+    monkeypatch.setattr(conclusion, "conclude", lambda run: None)  # the report takes longer than all the rest
     grid = not_undone(quarters.std)
     result = invoke(
         *(

@@ -553,7 +553,8 @@ def test_specs_are_checked_and_frozen() -> None:
 def test_a_new_layer_is_one_file(tmp_path: Path) -> None:
     package = Path(robustfdd.dropouts.__file__).parent
     shutil.copytree(package, tmp_path / "robustfdd" / "dropouts", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(package.parent / "errors.py", tmp_path / "robustfdd")
+    for needed in ("errors", "files", "plugins", "registry", "text"):
+        shutil.copy(package.parent / f"{needed}.py", tmp_path / "robustfdd")
     (tmp_path / "robustfdd" / "__init__.py").touch()  # a package without it would yield to an installed one
     (tmp_path / "robustfdd" / "dropouts" / "identity.py").write_text(
         "from torch import nn\n"

@@ -307,6 +307,7 @@ def test_a_signal_ends_a_command_in_order_from_its_first_moment(
 
 END = """
 import atexit, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where the tests run in the background
 from robustfdd import ending
 ending.take_over()
 class Late:
@@ -333,6 +334,7 @@ def test_a_signal_at_the_very_end(number: signal.Signals, during: bool) -> None:
 
 TWICE = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as above
 from robustfdd import ending
 class Stop(KeyboardInterrupt): pass
 class Finalised:
