@@ -12,11 +12,11 @@ import pytest
 from report_runs import FakeRun
 
 from robustfdd.errors import RunDirectoryError
-from robustfdd.published import load
+from robustfdd.paper.exhibits import cost, figure2, figure3, figure4, figure6
+from robustfdd.paper.published import load
 from robustfdd.records import load_run, write_analysis
 from robustfdd.report.analyses import mean_and_spread
 from robustfdd.report.artefact import Artefact
-from robustfdd.report.artefacts import cost, figure2, figure3, figure4, figure6
 from robustfdd.report.grid import GAP, to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import Results, sort_results

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from robustfdd.cli import app
 from robustfdd.errors import ConfigurationError, RunDirectoryError
+from robustfdd.paper.exhibits.table2 import build as table2
 from robustfdd.records import Failure, Run, load_run, write_analysis
 from robustfdd.report import combine, run_notes, write_report
-from robustfdd.report.artefacts import all_artefacts
-from robustfdd.report.artefacts.table2 import build as table2
+from robustfdd.report.exhibits import all_exhibits
 from robustfdd.report.results import sort_results
 from robustfdd.report.tables import main_tables
 
@@ -380,7 +380,7 @@ def page_of(*paths: Path) -> str:
 
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
+    for module in ("audit_figures", "figures", "exhibits.worst_case_advantage"):
         monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
 
 
@@ -479,4 +479,4 @@ def test_a_report_needs_no_registry(tmp_path: Path) -> None:
     (table,) = main_tables(results)
     assert {row.title for row in table.rows} == {"Clean", "My attack", "Worst case"}
     assert "My data" in table.caption
-    assert [artefact.name for artefact in all_artefacts(results)]
+    assert [artefact.name for artefact in all_exhibits(results)]

@@ -10,18 +10,10 @@ from archive_run import without_folders
 from conftest import ROOT
 from fill_tables import filled
 
+from robustfdd.paper.exhibits import claims, table1, table2, table3
 from robustfdd.records import load_run
 from robustfdd.report import combine
-from robustfdd.report.artefacts import (
-    audit,
-    claims,
-    minimum_norm,
-    random_forward,
-    table1,
-    table2,
-    table3,
-    worst_case_advantage,
-)
+from robustfdd.report.exhibits import audit, minimum_norm, random_forward, worst_case_advantage
 from robustfdd.report.grid import to_markdown
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.tables import main_tables

@@ -19,17 +19,17 @@ from report_runs import FakeRun, Key
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-import robustfdd.report.compare
+import robustfdd.paper.compare
 from robustfdd.cli import app
 from robustfdd.errors import ConfigurationError, RunDirectoryError
-from robustfdd.published import PublishedCell, load
+from robustfdd.paper.compare import compare, compare_runs, write_comparison
+from robustfdd.paper.comparison import Comparison
+from robustfdd.paper.comparison_tables import figures_grid
+from robustfdd.paper.exhibits import figure7
+from robustfdd.paper.matching import Pair, altered
+from robustfdd.paper.ordering import distinct, order_block, summarise, versus
+from robustfdd.paper.published import PublishedCell, load
 from robustfdd.records import load_run
-from robustfdd.report.artefacts import figure7
-from robustfdd.report.compare import compare, compare_runs, write_comparison
-from robustfdd.report.comparison import Comparison
-from robustfdd.report.comparison_tables import figures_grid
-from robustfdd.report.matching import Pair, altered
-from robustfdd.report.ordering import distinct, order_block, summarise, versus
 from robustfdd.report.results import sort_results
 from robustfdd.report.study import Method, signed
 from robustfdd.report.tables import Entry
@@ -85,7 +85,7 @@ def compared(run: FakeRun, path: Path, **arguments: Any) -> Comparison:
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a comparison; where only its tables are looked at, nothing is drawn."""
     for name in ("draw_scatter", "draw_differences"):
-        monkeypatch.setattr(robustfdd.report.compare, name, lambda comparison: {})
+        monkeypatch.setattr(robustfdd.paper.compare, name, lambda comparison: {})
 
 
 @pytest.fixture(scope="module")

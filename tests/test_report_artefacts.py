@@ -15,11 +15,12 @@ import pytest
 from report_runs import FakeRun, Key
 from scipy.stats import ttest_ind
 
-from robustfdd import published
+from robustfdd.paper import published
+from robustfdd.paper.exhibits import figure5, table1, table2, table3
 from robustfdd.records import load_run, write_json
 from robustfdd.report import write_report
 from robustfdd.report.artefact import Artefact
-from robustfdd.report.artefacts import all_artefacts, figure5, random_forward, table1, table2, table3
+from robustfdd.report.exhibits import all_exhibits, random_forward
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import sort_results
 
@@ -356,7 +357,7 @@ def test_artefacts_reach_the_page_and_the_files(tmp_path: Path) -> None:
     run = clean_run(percent, options=KAPPAS)
     index = write_report(run.write(tmp_path))
     names = ["table2-clean-accuracy", "figure5-sign-of-correlation"]
-    found = [artefact.name for artefact in all_artefacts(sort_results(load_run(tmp_path)))]
+    found = [artefact.name for artefact in all_exhibits(sort_results(load_run(tmp_path)))]
     assert [name for name in found if name in names] == names
     text = index.read_text(encoding="utf-8")
     places = [text.index(f'id="exhibit-{name}"') for name in names]

@@ -25,13 +25,13 @@ from robustfdd.audited import ALARM_POINTS, LEAST_ATTACKED, PgdSettings, setting
 from robustfdd.catalogue import load_attack, load_study
 from robustfdd.errors import RunDirectoryError
 from robustfdd.manifest import describe_attack, describe_study
+from robustfdd.paper.compare import compare
+from robustfdd.paper.comparison_tables import figures_grid, summary_grid
 from robustfdd.records import STATUSES, VERDICTS, Status, load_run, write_analysis
 from robustfdd.report import audit_text, combine, main_table_text, run_notes, write_report
-from robustfdd.report.artefacts import all_artefacts, audit
 from robustfdd.report.audit import STATUS_MARKS
-from robustfdd.report.compare import compare
-from robustfdd.report.comparison_tables import figures_grid, summary_grid
 from robustfdd.report.curves import interactive_figure, panels
+from robustfdd.report.exhibits import all_exhibits, audit
 from robustfdd.report.grid import Grid
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import Results, sort_results
@@ -57,7 +57,7 @@ def right(key: Key) -> list[int]:
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time; where pictures are not looked at, none is drawn."""
-    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
+    for module in ("audit_figures", "figures", "exhibits.worst_case_advantage"):
         monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
 
 
@@ -143,7 +143,7 @@ def test_a_mark_stands_at_the_audited_figure_and_has_the_gravest_seed(results: R
 
 @quick
 def test_no_name_has_a_mark(results: Results) -> None:
-    exhibits = {artefact.name: artefact for artefact in all_artefacts(results)}
+    exhibits = {artefact.name: artefact for artefact in all_exhibits(results)}
     assert {"table2-clean-accuracy", "worst-case-advantage-linf", "audit-indicators", "claims"} <= set(exhibits)
     for name, artefact in exhibits.items():
         for cell in artefact.grid.headers if artefact.grid else ():
@@ -627,7 +627,7 @@ def test_the_marks_in_latex_need_no_further_package(tmp_path: Path, results: Res
     grids = [table.grid for table in main_tables(results)]
     grids += [
         replace(a.grid, name=a.name, title=a.title, caption=a.caption)
-        for a in all_artefacts(results)
+        for a in all_exhibits(results)
         if a.grid is not None
     ]
     body = "".join(to_latex(grid, label=grid.name) for grid in grids)

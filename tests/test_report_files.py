@@ -18,9 +18,9 @@ import pytest
 from report_runs import FakeRun, Key
 
 from robustfdd.errors import ConfigurationError, RunDirectoryError
+from robustfdd.paper.exhibits import table2
 from robustfdd.records import Failure, load_run
 from robustfdd.report import write_report
-from robustfdd.report.artefacts import table2
 from robustfdd.report.curves import interactive_figure, panels
 from robustfdd.report.latex import escape, to_latex
 from robustfdd.report.results import sort_results

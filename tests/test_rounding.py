@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import FakeRun, Key
 
+from robustfdd.paper.claims import _mean, _tally
+from robustfdd.paper.exhibits import table2
+from robustfdd.paper.statistics import compare, summarise
 from robustfdd.records import load_run
 from robustfdd.report.analyses import mean_and_spread
-from robustfdd.report.artefacts import table2
-from robustfdd.report.claims import _mean, _tally
 from robustfdd.report.results import sort_results
-from robustfdd.report.statistics import compare, summarise
 from robustfdd.report.study import number, signed
 from robustfdd.report.tables import aggregate, best, main_tables
 from robustfdd.rounding import exact, fixed, fixed_root, mean, rounded, share, significant, variance

@@ -697,8 +697,8 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = {"png": b"png", "pdf": b"pdf"}
     for name in ("draw_overview", "draw_panel", "draw_training"):
         monkeypatch.setattr(write, name, lambda *_: picture)
-    real = write.all_artefacts
-    monkeypatch.setattr(write, "all_artefacts", lambda results: [a for a in real(results) if a.figure is None])
+    real = write.all_exhibits
+    monkeypatch.setattr(write, "all_exhibits", lambda results: [a for a in real(results) if a.figure is None])
 
 
 def numbered(payload: str) -> Callable[[], str]:

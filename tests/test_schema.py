@@ -21,22 +21,14 @@ from robustfdd.audit.study import plan_of
 from robustfdd.cli import app
 from robustfdd.errors import RunDirectoryError
 from robustfdd.manifest import check_same_run
+from robustfdd.paper.exhibits import claims, figure3, table1, table2, table3
 from robustfdd.records import Failure, Run, load_run, read_json, write_analysis, write_json
 from robustfdd.report import combine, write_report
 from robustfdd.report.agreement import compare_engines, detail_grid
 from robustfdd.report.analyses import analysis_table
-from robustfdd.report.artefacts import (
-    audit,
-    claims,
-    figure3,
-    minimum_norm,
-    random_forward,
-    table1,
-    table2,
-    table3,
-)
 from robustfdd.report.audit import verdicts
 from robustfdd.report.columns import COLUMNS
+from robustfdd.report.exhibits import audit, minimum_norm, random_forward
 from robustfdd.report.notes import notes
 from robustfdd.report.page import Section
 from robustfdd.report.results import sort_results
@@ -246,7 +238,7 @@ def test_images_radii_and_distances_of_results_are_checked(tmp_path: Path) -> No
     [("study", "methods", 0, "options"), ("study", "open_choices"), ("versions",), ("git",)],
 )
 def test_a_whole_page_of_what_is_read(run: Path, tmp_path: Path, place: tuple[Any, ...], monkeypatch: Any) -> None:
-    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
+    for module in ("audit_figures", "figures", "exhibits.worst_case_advantage"):
         monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
     whole = fake().write(tmp_path / "run")
     write_json(whole / "manifest.json", changed(read_json(whole / "manifest.json"), place, {"a": "b"}))

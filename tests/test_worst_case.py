@@ -14,13 +14,13 @@ import pytest
 from matplotlib.figure import Figure
 from report_runs import FakeRun, Key
 
+from robustfdd.paper.compare import compare
+from robustfdd.paper.comparison_tables import figures_grid
 from robustfdd.records import Outcome, Run, load_run, read_json, write_json
 from robustfdd.report import combine, run_notes
-from robustfdd.report.artefacts import minimum_norm, worst_case_advantage
-from robustfdd.report.artefacts.minimum_norm import median_distance
-from robustfdd.report.compare import compare
-from robustfdd.report.comparison_tables import figures_grid
 from robustfdd.report.curves import panels
+from robustfdd.report.exhibits import minimum_norm, worst_case_advantage
+from robustfdd.report.exhibits.minimum_norm import median_distance
 from robustfdd.report.figures import draw_overview
 from robustfdd.report.notes import notes
 from robustfdd.report.results import Results, sort_results

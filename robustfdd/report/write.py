@@ -13,10 +13,10 @@ import pandas as pd
 from robustfdd.records import Run, load_run, write_atomically, write_text
 from robustfdd.report.agreement import agreement_frame, compare_engines, detail_grid, summary_grid
 from robustfdd.report.artefact import SECTIONS, Artefact
-from robustfdd.report.artefacts import all_artefacts
 from robustfdd.report.audit import verdicts
 from robustfdd.report.combine import combine
 from robustfdd.report.curves import interactive_figure, panels
+from robustfdd.report.exhibits import all_exhibits
 from robustfdd.report.figures import draw_overview, draw_panel, draw_training
 from robustfdd.report.grid import Grid, to_csv, to_markdown
 from robustfdd.report.latex import to_latex
@@ -106,7 +106,7 @@ def _write_files(run: Run, out: Path) -> Section:
         interactive = interactive_figure(found, seeds=len(results.study.trained_seeds), decimals=decimals)
     training = draw_training(results)
     exhibits: dict[str, list[Exhibit]] = {section: [] for section in SECTIONS}
-    for artefact in all_artefacts(results):
+    for artefact in all_exhibits(results):
         exhibits[artefact.section].append(files.artefact(artefact))
     return Section(
         results=results,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from robustfdd.published import PublishedCell
-from robustfdd.report.comparison import Comparison
-from robustfdd.report.ordering import Ordering
+from robustfdd.paper.comparison import Comparison
+from robustfdd.paper.ordering import Ordering
+from robustfdd.paper.published import PublishedCell
 from robustfdd.rounding import rounded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robustfdd.published import load
+from robustfdd.paper.published import load
 from robustfdd.report.analyses import analysis_table, mean_and_spread, methods_of, seeds_of
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.grid import GAP, Grid

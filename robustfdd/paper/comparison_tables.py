@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from robustfdd.published import Place, PublishedCell, eps_key
-from robustfdd.report.comparison import Comparison
+from robustfdd.paper.comparison import Comparison
+from robustfdd.paper.matching import Pair
+from robustfdd.paper.ordering import BASELINES, CLOSE_POINTS, Ordering, Versus, blocks
+from robustfdd.paper.published import Place, PublishedCell, eps_key
 from robustfdd.report.grid import GAP, Grid
-from robustfdd.report.matching import Pair
-from robustfdd.report.ordering import BASELINES, CLOSE_POINTS, Ordering, Versus, blocks
 from robustfdd.report.study import norm_title, number, signed
 from robustfdd.report.tables import count_text, half_width, seeds_text, shown_decimals, worst_entry
 from robustfdd.report.verdicts import marks_text

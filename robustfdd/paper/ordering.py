@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from robustfdd.report.matching import Pair
+from robustfdd.paper.matching import Pair
 from robustfdd.rounding import exact, mean
 
 #: Figures at most this far apart, in percentage points, count as close.

@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pandas as pd
 
+from robustfdd.paper.statistics import LEVEL, Comparison, Interval, Summary, compare, holm, summarise
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.grid import GAP, Grid
 from robustfdd.report.results import Results
-from robustfdd.report.statistics import LEVEL, Comparison, Interval, Summary, compare, holm, summarise
 from robustfdd.report.study import Method, signed
 from robustfdd.report.tables import best, half_width, seeds_text, shown_decimals
 from robustfdd.report.training import clean_accuracy, n_test_images, planned_seeds

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from robustfdd import published
+from robustfdd.paper import published
+from robustfdd.paper.matching import run_dataset, same_balls
 from robustfdd.report.artefact import Artefact
-from robustfdd.report.matching import run_dataset, same_balls
 from robustfdd.report.results import Results
 from robustfdd.report.tables import LAYOUT, main_tables
 from robustfdd.report.worst_case import NAME

@@ -13,16 +13,16 @@ from rich.padding import Padding
 from rich.text import Text
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.published import load
+from robustfdd.paper import comparison_frames as frames
+from robustfdd.paper import comparison_tables as tables
+from robustfdd.paper.comparison import Comparison, compare
+from robustfdd.paper.comparison_figures import draw_differences, draw_scatter
+from robustfdd.paper.matching import run_dataset
+from robustfdd.paper.published import load
 from robustfdd.records import Run, load_run, write_atomically, write_text
-from robustfdd.report import comparison_frames as frames
-from robustfdd.report import comparison_tables as tables
 from robustfdd.report.combine import combine
-from robustfdd.report.comparison import Comparison, compare
-from robustfdd.report.comparison_figures import draw_differences, draw_scatter
 from robustfdd.report.grid import Grid, escape_markdown, to_csv, to_markdown, to_rich
 from robustfdd.report.latex import to_latex
-from robustfdd.report.matching import run_dataset
 from robustfdd.report.results import sort_results
 from robustfdd.report.study import file_stem
 

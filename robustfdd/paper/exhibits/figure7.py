@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from robustfdd.published import Published, PublishedCell, eps_key, load
+from robustfdd.paper.matching import match_methods, run_dataset, same_balls
+from robustfdd.paper.published import Published, PublishedCell, eps_key, load
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import THIN, drawing, legend, render
-from robustfdd.report.matching import match_methods, run_dataset, same_balls
 from robustfdd.report.results import Results
 from robustfdd.report.study import ZERO, Epsilon, Method, norm_title
 from robustfdd.report.style import EpsilonAxis, epsilon_axis, style

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
-from robustfdd.published import load
+from robustfdd.paper.claims import CLAIMS, FDD, collect, judged
+from robustfdd.paper.matching import match_methods
+from robustfdd.paper.published import load
 from robustfdd.report.artefact import Artefact
-from robustfdd.report.claims import CLAIMS, FDD, collect, judged
 from robustfdd.report.grid import GAP, Grid
-from robustfdd.report.matching import match_methods
 from robustfdd.report.results import Results
 from robustfdd.report.tables import seeds_text
 

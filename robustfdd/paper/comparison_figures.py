@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustfdd.report.comparison import Comparison
-from robustfdd.report.comparison_tables import block_titles
+from robustfdd.paper.comparison import Comparison
+from robustfdd.paper.comparison_tables import block_titles
+from robustfdd.paper.matching import Pair
+from robustfdd.paper.ordering import CLOSE_POINTS
 from robustfdd.report.figures import drawing, legend, render
-from robustfdd.report.matching import Pair
-from robustfdd.report.ordering import CLOSE_POINTS
 from robustfdd.report.study import Method
 from robustfdd.report.style import Style, style
 

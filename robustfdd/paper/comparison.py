@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from robustfdd.errors import RunDirectoryError
-from robustfdd.published import Place, Published, load
-from robustfdd.report.matching import NotRun, Pair, match_cells, match_methods, published_dataset, run_dataset
-from robustfdd.report.ordering import Ordering, Summary, blocks, order_block, summarise
+from robustfdd.paper.matching import NotRun, Pair, match_cells, match_methods, published_dataset, run_dataset
+from robustfdd.paper.ordering import Ordering, Summary, blocks, order_block, summarise
+from robustfdd.paper.published import Place, Published, load
+from robustfdd.paper.setup import Difference, setup_differences
 from robustfdd.report.results import Results
-from robustfdd.report.setup import Difference, setup_differences
 from robustfdd.report.study import Method
 
 #: How many reasons a message gives, so that it stays on one screen.

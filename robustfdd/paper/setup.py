@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from robustfdd.published import Published, Setting, agrees
+from robustfdd.paper.matching import run_dataset
+from robustfdd.paper.published import Published, Setting, agrees
 from robustfdd.report.grid import GAP
-from robustfdd.report.matching import run_dataset
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
 

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from scipy.stats import ttest_1samp
 
-from robustfdd.published import load
+from robustfdd.paper.matching import Pair, match_cells, run_dataset
+from robustfdd.paper.published import load
+from robustfdd.paper.statistics import LEVEL, compare
 from robustfdd.report.analyses import analysis_table, shares
-from robustfdd.report.matching import Pair, match_cells, run_dataset
 from robustfdd.report.results import Results
-from robustfdd.report.statistics import LEVEL, compare
 from robustfdd.report.study import Method, norm_title, number, signed
 from robustfdd.report.tables import entry_at
 from robustfdd.report.training import clean_accuracy

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from robustfdd.paper.statistics import Summary, summarise
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, render
 from robustfdd.report.results import Results
-from robustfdd.report.statistics import Summary, summarise
 from robustfdd.report.study import Method
 from robustfdd.report.style import Style, style
 from robustfdd.report.tables import seeds_text

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from robustfdd.published import Published, load
+from robustfdd.paper.published import Published, load
 from robustfdd.report.analyses import analysis_table, first_of, mean_and_spread, methods_of, seeds_of
 from robustfdd.report.artefact import Artefact
 from robustfdd.report.figures import drawing, render
