@@ -24,7 +24,7 @@ from robustfdd.cli import app
 from robustfdd.errors import ConfigurationError, RunDirectoryError
 from robustfdd.paper.compare import compare, compare_runs, write_comparison
 from robustfdd.paper.comparison import Comparison
-from robustfdd.paper.comparison_tables import figures_grid
+from robustfdd.paper.comparison_tables import figures_table
 from robustfdd.paper.exhibits import figure7
 from robustfdd.paper.matching import Pair, altered
 from robustfdd.paper.ordering import distinct, order_block, summarise, versus
@@ -377,7 +377,7 @@ def test_the_summary_counts_each_measurement_once() -> None:
 
 def test_the_table_puts_run_paper_and_difference_below_each_other(comparison: Comparison) -> None:
     place = next(place for place in comparison.places if place.name == "table3")
-    grid = figures_grid(comparison, place)
+    grid = figures_table(comparison, place)
     assert grid.headers == ("Attack", "ε", "", "Non-dropout", "Original", "Spatial", "FDD-1D", "FDD-2D", "FDD-3D")
     assert grid.rows[:3] == (
         ("FGSM", "0.03", "run", "41.0 ± 1.4", "30.5 ± 0.7", "–", "55.0 ± 0.1", "–", "–"),

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from robustfdd.paper.matching import Pair
+from robustfdd.paper.published import PublishedCell
 from robustfdd.rounding import exact, mean
 
 #: Figures at most this far apart, in percentage points, count as close.
@@ -50,9 +51,14 @@ class Ordering:
     remark: str
 
     @property
+    def published(self) -> PublishedCell:
+        """The first of the published figures."""
+        return self.pairs[0].published
+
+    @property
     def place(self) -> str:
         """The name of its table or figure."""
-        return self.pairs[0].published.place
+        return self.published.place
 
     def best(self, *, ours: bool) -> tuple[str, ...]:
         """The methods with the highest figure, by the name of the dropout."""

@@ -7,19 +7,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustfdd.paper.published import Published, load
-from robustfdd.report.analyses import analysis_table, first_of, mean_and_spread, methods_of, seeds_of
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.figures import drawing, render
-from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.analyses import SPREAD, MethodRows, analysis_table, by_method, first_of, mean_and_spread, seeds_of
+from robustfdd.report.exhibit import Exhibit, entry, table
+from robustfdd.report.figures import bare, drawn
 from robustfdd.report.results import Results
-from robustfdd.report.study import Method
-from robustfdd.report.tables import seeds_text
+from robustfdd.report.study import Method, seeds_text
 from robustfdd.rounding import fixed
 
 ORDER = 43
 
-_FIGURE = "figure3-average-heat-maps"
-_TABLE = "figure3-entropies"
 _GROUPS = ("low", "medium", "high", "all")
 #: The three entropies of a group, and what a table calls them.
 _ENTROPIES = {
@@ -27,17 +23,11 @@ _ENTROPIES = {
     "entropy_of_average": "average map, nats",
     "grey_level_entropy_of_average": "grey levels of average map, bits",
 }
-_COLUMNS = (
-    "group",
-    "n_images",
-    "of_images",
-    "n_top",
-    "n_heatmaps",
-    "share_of_maps",
+#: What is read besides the heat maps, and written as data.
+_DATA = (
+    *("group", "n_images", "of_images", "n_top", "n_heatmaps", "share_of_maps"),
     *_ENTROPIES,
-    "height",
-    "width",
-    "heatmap",
+    *("height", "width"),
 )
 #: The names of the published figures, by group.
 _PUBLISHED = {"low": "heat-map-entropy-low-density", "high": "heat-map-entropy-high-density"}
@@ -48,79 +38,68 @@ def _shown(methods: list[Method]) -> list[Method]:
     return [m for dropout in ("none", "fdd-2d") if (m := first_of(methods, dropout)) is not None] or methods[:1]
 
 
-def _draw(found: list[tuple[Method, pd.DataFrame]], published: str) -> dict[str, bytes]:
-    with drawing():
-        figure = Figure(figsize=(8.8, 2.35 * len(found) + 0.5))
-        grid = figure.subplots(len(found), len(_GROUPS), squeeze=False)
-        for line, (method, rows) in zip(grid, found, strict=True):
-            maps = {
-                str(row["group"]): np.asarray(row["heatmap"], dtype=float).reshape(row["height"], row["width"])
-                for _, row in rows.iterrows()
-            }
-            top = max(values.max() for values in maps.values())
-            image = None
-            for axes, group in zip(line, _GROUPS, strict=True):
-                axes.set_xticks([])
-                axes.set_yticks([])
-                for spine in axes.spines.values():
-                    spine.set_visible(False)
-                if group not in maps:
-                    axes.set_title(f"{group}: no maps", fontsize=9)
-                    continue
-                image = axes.imshow(maps[group], cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-                row = rows[rows["group"] == group].iloc[0]
-                axes.set_title(f"{group}: {fixed(row['entropy_of_average'], 3)} nats", fontsize=9)
-            line[0].set_ylabel(method.title, fontsize=10)
-            if image is not None:
-                bar = figure.colorbar(image, ax=list(line), shrink=0.85, pad=0.01)
-                bar.ax.tick_params(labelsize=7)
-                bar.set_label("Share of the map", fontsize=8)
-        figure.supxlabel(published, fontsize=9)
-        return render(figure)
+@drawn
+def _draw(found: list[MethodRows], published: str) -> Figure:
+    figure = Figure(figsize=(8.8, 2.35 * len(found) + 0.5))
+    grid = figure.subplots(len(found), len(_GROUPS), squeeze=False)
+    for line, (method, rows) in zip(grid, found, strict=True):
+        maps = {
+            str(row["group"]): (np.asarray(row["heatmap"], dtype=float).reshape(row["height"], row["width"]), row)
+            for _, row in rows.iterrows()
+        }
+        top = max(values.max() for values, _ in maps.values())
+        image = None
+        for axes, group in zip(line, _GROUPS, strict=True):
+            bare(axes)
+            if group not in maps:
+                axes.set_title(f"{group}: no maps", fontsize=9)
+                continue
+            values, row = maps[group]
+            image = axes.imshow(values, cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
+            axes.set_title(f"{group}: {fixed(row['entropy_of_average'], 3)} nats", fontsize=9)
+        line[0].set_ylabel(method.title, fontsize=10)
+        if image is not None:
+            bar = figure.colorbar(image, ax=list(line), shrink=0.85, pad=0.01)
+            bar.ax.tick_params(labelsize=7)
+            bar.set_label("Share of the map", fontsize=8)
+    figure.supxlabel(published, fontsize=9)
+    return figure
 
 
-def _table(results: Results, frame: pd.DataFrame, published: Published, caption: str) -> Artefact:
-    rows = []
-    for method in methods_of(results, frame):
-        mine = frame[frame["method"] == method.label]
+def _table(results: Results, frame: pd.DataFrame, published: Published, caption: str) -> Exhibit:
+    items = []
+    for method, mine in by_method(results, frame):
         for column, meaning in _ENTROPIES.items():
-            values = {group: mine[mine["group"] == group][column].tolist() for group in _GROUPS}
-            cells = [mean_and_spread(values[group], 3) if values[group] else GAP for group in _GROUPS]
-            rows.append((method.title, meaning, *cells))
-    cells = [fixed(published.value(_PUBLISHED[group]), 3) if group in _PUBLISHED else GAP for group in _GROUPS]
-    rows.append((published.source.short, "of heat maps, base not stated", *cells))
-    names = [row[0] for row in rows]
+            values = {str(group): mean_and_spread(rows[column].tolist(), 3) for group, rows in mine.groupby("group")}
+            items.append({"method": method.title, "entropy": meaning, **values})
+    theirs = {group: fixed(published.value(name), 3) for group, name in _PUBLISHED.items()}
+    items.append({"method": published.source.short, "entropy": "of heat maps, base not stated", **theirs})
+    names = [entry("Method", "method", "name"), entry("Entropy", "entropy", "name")]
+    columns = [*names, *(entry(group.capitalize(), group) for group in _GROUPS)]
     title = "Figure 3: entropy of the heat maps by feature density"
-    headers = ("Method", "Entropy", *(group.capitalize() for group in _GROUPS))
-    grid = Grid(_TABLE, title, caption, headers, tuple(rows), n_text=2, rules=group_starts(names))
-    data = frame[["method", "seed", *(name for name in _COLUMNS if name != "heatmap")]]
-    return Artefact(_TABLE, title, caption, data, grid)
+    data = frame[["method", "seed", *_DATA]]
+    return table("figure3-entropies", title, caption, items, columns, frame=data, group=lambda row: row["method"])
 
 
-def build(results: Results) -> list[Artefact]:
+def build(results: Results) -> list[Exhibit]:
     """The average heat maps and the entropies of all methods; none for a run without this analysis."""
-    frame = analysis_table(results, "density-groups", _COLUMNS)
+    frame = analysis_table(results, "density-groups", (*_DATA, "heatmap"))
     if frame is None:
         return []
     published = load()
-    found = []
-    for method in _shown(methods_of(results, frame)):
-        mine = frame[frame["method"] == method.label]
-        found.append((method, mine[mine["seed"] == mine["seed"].min()]))
-    largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
-    drawn = (
-        f"The networks of {' and '.join(method.title for method, _ in found)}"
-        if len(found) > 1
-        else (f"The network of {found[0][0].title}")
-    )
+    first = [(method, rows[rows["seed"] == rows["seed"].min()]) for method, rows in by_method(results, frame)]
+    shown = _shown([method for method, _ in first])
+    found = [item for method in shown for item in first if item[0] is method]
+    several = len(found) > 1
+    drawn_of = f"The network{'s' if several else ''} of {' and '.join(method.title for method, _ in found)}"
     first_seeds = " and ".join(map(str, sorted({int(rows["seed"].iloc[0]) for _, rows in found})))
     how = (
         f"{results.study.dataset}, {frame['of_images'].max():,} test images. Of each image, the {frame['n_top'].max()} "
         "feature maps with the largest response in each density group (the thirds of its occupied cells, ordered by "
         "the number of maps in them) are brought back to the input by deconvolution; all: the three groups together."
     )
-    values = {group: published.value(name) for group, name in _PUBLISHED.items()}
-    theirs = ", ".join(f"{group} {fixed(value, 3)}" for group, value in values.items())
+    theirs = ", ".join(f"{group} {fixed(published.value(name), 3)}" for group, name in _PUBLISHED.items())
+    largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
     entropy = (
         f"The entropy of a heat map that sums to 1 is at most {fixed(largest, 3)} nats, for one that is the same "
         "everywhere, and 0 for a single pixel: larger is more dispersed"
@@ -130,17 +109,19 @@ def build(results: Results) -> list[Artefact]:
         "logarithm nor the size of the heat map, so that only the order of the groups can be compared, not the values."
     )
     caption = (
-        f"{how} {drawn}, seed {first_seeds}. In each title the entropy of the average map; the colours of a row are on "
-        f"one scale. {entropy}. {note}"
+        f"{how} {drawn_of}, seed {first_seeds}. In each title the entropy of the average map; the colours of a row are "
+        f"on one scale. {entropy}. {note}"
     )
-    spread = " Mean ± sample standard deviation over seeds." if len(seeds_of(frame)) > 1 else ""
+    seeds = seeds_of(frame)
     table_caption = (
-        f"{how} {seeds_text(seeds_of(frame)).capitalize()}.{spread} {entropy}. The paper's average entropy of a "
-        "grouped heat map can mean the first or the second; the third is the entropy of the histogram of 256 grey "
-        f"levels, which says nothing of places. {note}"
+        f"{how} {seeds_text(seeds).capitalize()}.{SPREAD if len(seeds) > 1 else ''} {entropy}. The paper's average "
+        "entropy of a grouped heat map can mean the first or the second; the third is the entropy of the histogram of "
+        f"256 grey levels, which says nothing of places. {note}"
     )
-    title = "Figure 3: average heat maps by feature density"
     figure = _draw(found, f"{published.source.short}, toy network: {theirs} (base of the logarithm not stated)")
-    data = pd.concat([rows for _, rows in found], ignore_index=True)
-    data = data[["method", "seed", *(name for name in _COLUMNS if name != "heatmap")]]
-    return [Artefact(_FIGURE, title, caption, data, figure=figure), _table(results, frame, published, table_caption)]
+    data = pd.concat([rows for _, rows in found], ignore_index=True)[["method", "seed", *_DATA]]
+    title = "Figure 3: average heat maps by feature density"
+    return [
+        Exhibit("figure3-average-heat-maps", title, caption, data, figure=figure),
+        _table(results, frame, published, table_caption),
+    ]

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
-import pandas as pd
-
-from robustfdd.paper.statistics import LEVEL, Comparison, Interval, Summary, compare, holm, summarise
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.grid import GAP, Grid
+from robustfdd.paper.statistics import LEVEL, Comparison, Interval, Summary, compare, holm, p_text, summarise
+from robustfdd.report.exhibit import GAP, Column, Exhibit, data, fields, shown, table
 from robustfdd.report.results import Results
-from robustfdd.report.study import Method, signed
-from robustfdd.report.tables import best, half_width, seeds_text, shown_decimals
-from robustfdd.report.training import clean_accuracy, n_test_images, planned_seeds
-from robustfdd.rounding import fixed, fixed_root
+from robustfdd.report.study import Method, seeds_text, signed
+from robustfdd.report.tables import best, half_width, shown_decimals
+from robustfdd.report.training import clean_accuracy, n_test_images, over_test_split, planned_seeds
+from robustfdd.rounding import fixed, with_spread
 
 ORDER = 20
-
-_NAME = "table2-clean-accuracy"
-_TITLE = "Table 2: clean accuracy (%)"
 
 
 @dataclass(frozen=True)
@@ -63,10 +59,9 @@ def _rows(results: Results, reference: Method | None) -> list[_Row]:
     ]
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return GAP
-    return "<0.001" if value < 0.001 else fixed(value, 3)
+def _of(part: Summary | Comparison | None, name: str) -> Any:
+    """An attribute of what a row may not have; None where it has it not."""
+    return None if part is None else getattr(part, name)
 
 
 def _half(interval: Interval | None, decimals: int) -> str:
@@ -74,101 +69,64 @@ def _half(interval: Interval | None, decimals: int) -> str:
     return GAP if interval is None else f"±{fixed((interval[1] - interval[0]) / 2, decimals)}"
 
 
+def _signed(difference: Fraction | None) -> str:
+    return GAP if difference is None else signed(difference)
+
+
 def _accuracy(row: _Row, decimals: int) -> str:
     if row.summary is None:
         return GAP
-    variance = row.summary.variance
-    spread = "" if variance is None else f" ± {fixed_root(variance, decimals)}"
-    dagger = "†" if row.comparison and row.comparison.significantly_higher else ""
-    return f"{fixed(row.summary.mean, decimals)}{spread}{dagger}"
+    shown = with_spread(row.summary.mean, row.summary.variance, decimals)
+    return shown + ("†" if _of(row.comparison, "significantly_higher") else "")
 
 
 def _seeds(row: _Row) -> str:
-    n = row.summary.n if row.summary else 0
+    n = _of(row.summary, "n") or 0
     return str(n) if n == row.n_planned else f"{n} of {row.n_planned}"
 
 
-def _grid(rows: list[_Row], reference: Method | None, decimals: int, caption: str) -> Grid:
-    headers = ["Method", "Clean accuracy", "Seeds"]
-    columns = [
-        [row.method.title for row in rows],
-        [_accuracy(row, decimals) for row in rows],
-        [_seeds(row) for row in rows],
-    ]
-    if any(row.summary and row.summary.interval for row in rows):
-        headers.append("95 % CI")
-        columns.append([_half(row.summary.interval if row.summary else None, decimals) for row in rows])
-    compared = [row.comparison for row in rows]
-    if reference and any(compared):
-        headers.append("Difference")
-        columns.append([signed(item.difference) if item else GAP for item in compared])
+def _columns(rows: list[_Row], reference: Method | None, n_test: int | None) -> list[Column[_Row]]:
+    """All of them as data; in the table those that the number of seeds and the tests allow."""
+    decimals = shown_decimals(n_test or 0)
+    winners = [rows[i] for i in best([_of(row.summary, "mean") for row in rows], decimals, n=1)]
+    intervals = any(_of(row.summary, "interval") for row in rows)
+    compared = reference is not None and any(row.comparison for row in rows)
     n_tests = sum(row.holm is not None for row in rows)
-    if n_tests:
-        headers += ["CI of difference", "p (Student)"]
-        columns += [
-            [_half(item.interval, decimals) if item else GAP for item in compared],
-            [_p(item.student) if item else GAP for item in compared],
-        ]
-        if n_tests > 1:
-            headers.append("p (Holm)")
-            columns.append([_p(row.holm) for row in rows])
-        headers.append("p (Welch)")
-        columns.append([_p(item.welch) if item else GAP for item in compared])
-    means = [row.summary.mean if row.summary else None for row in rows]
-    marks = frozenset((i, 1) for i in best(means, decimals, n=1))
-    cells = tuple(zip(*columns, strict=True))
-    return Grid(_NAME, _TITLE, caption, tuple(headers), cells, n_text=1, marks=marks)
+
+    def ends(key: str, part: Callable[[_Row], Any]) -> list[Column[_Row]]:
+        low, high = (lambda row, i=i: (_of(part(row), "interval") or (None, None))[i] for i in range(2))
+        return [data(f"{key}_low", low), data(f"{key}_high", high)]
+
+    def half(header: str, part: Callable[[_Row], Any]) -> Column[_Row]:
+        return Column(header, lambda row: _half(_of(part(row), "interval"), decimals))
+
+    return [
+        Column("Method", lambda row: row.method.title, "method", lambda row: row.method.label, "name"),
+        Column("Clean accuracy", lambda row: _accuracy(row, decimals), bold=lambda row: row in winners),
+        *fields("mean=summary.mean std=summary.std"),
+        Column("Seeds", _seeds, "n_seeds", lambda row: _of(row.summary, "n") or 0),
+        *([half("95 % CI", lambda row: row.summary)] if intervals else ()),
+        *ends("ci", lambda row: row.summary),
+        data("n_test", lambda _: n_test),
+        shown("Difference" if compared else None, "difference=comparison.difference", _signed),
+        *([half("CI of difference", lambda row: row.comparison)] if n_tests else ()),
+        *ends("difference_ci", lambda row: row.comparison),
+        shown("p (Student)" if n_tests else None, "p_student=comparison.student", p_text),
+        shown("p (Holm)" if n_tests > 1 else None, "p_student_holm=holm", p_text),
+        shown("p (Welch)" if n_tests else None, "p_welch=comparison.welch", p_text),
+        data("significantly_better", lambda row: bool(_of(row.comparison, "significantly_higher"))),
+        data("no_test_because", lambda row: _of(row.comparison, "reason") or ""),
+    ]
 
 
 def _caption(results: Results, rows: list[_Row], reference: Method | None, n_test: int | None) -> str:
     study = results.study
     several = any(row.summary and row.summary.n > 1 for row in rows)
     spread = "mean ± sample standard deviation over " if several else ""
-    size = f"all {n_test:,} test images" if n_test else "all test images"
-    sentences = [f"{study.dataset}, {size}, before any attack; {spread}{seeds_text(study.trained_seeds)}."]
+    sentences = [f"{study.dataset}, {over_test_split(n_test)}; {spread}{seeds_text(study.trained_seeds)}."]
     if several:
         sentences.append("95 % CI: of the mean over training runs (Student's t).")
-    comparisons = [row.comparison for row in rows if row.comparison]
-    tested = [item for item in comparisons if item.student is not None]
-    if reference is None:
-        sentences.append("There is no original dropout in this study, so nothing is tested against it.")
-    elif tested:
-        sentences.append(
-            f"† Significantly better than {reference.title} at the {LEVEL} level, by a two-sided Student's "
-            "t-test over the training runs as independent samples, as in Table 2 of Ke et al. (2020)."
-        )
-        if len(tested) > 1:
-            sentences.append(
-                f"The mark takes each of the {len(tested)} comparisons by itself; p (Holm) is that p-value "
-                "adjusted for their number."
-            )
-        sentences.append(
-            f"Difference: to {reference.title}, in points; its 95 % interval and the last p-value do not assume "
-            "equal variances (Welch)."
-        )
-        # With two runs on each side the test rests on two degrees of freedom.
-        in_a_test = [
-            row.summary.n
-            for row in rows
-            if row.summary and (row.method is reference or (row.comparison and row.comparison.student is not None))
-        ]
-        if min(in_a_test) < 3:
-            sentences.append(
-                f"With {min(in_a_test)} runs of a method, a test finds only large differences, and relies on normal "
-                "errors."
-            )
-        untested = [
-            f"{row.method.title} ({row.comparison.reason})" for row in rows if row.comparison and row.comparison.reason
-        ]
-        if untested:
-            sentences.append(f"Not tested: {'; '.join(untested)}.")
-    elif not comparisons and len(rows) > 1:
-        sentences.append(f"{reference.title} has no training record, so nothing is tested against it.")
-    elif comparisons:
-        sentences.append(
-            f"Difference: to {reference.title}, in points. No method is marked as significantly better: "
-            f"{comparisons[0].reason}."
-        )
+    sentences += _tests_text(rows, reference)
     if n_test:
         sentences.append(
             f"Apart from training, the choice of {n_test:,} images leaves ±{fixed(half_width(n_test), 1)} points at "
@@ -179,37 +137,44 @@ def _caption(results: Results, rows: list[_Row], reference: Method | None, n_tes
     return " ".join(sentences)
 
 
-def _frame(rows: list[_Row], n_test: int | None) -> pd.DataFrame:
-    nowhere = (None, None)
-    records = []
-    for row in rows:
-        summary, comparison = row.summary, row.comparison
-        low, high = (summary.interval if summary else None) or nowhere
-        difference_low, difference_high = (comparison.interval if comparison else None) or nowhere
-        records.append(
-            {
-                "method": row.method.label,
-                "mean": float(summary.mean) if summary else None,
-                "std": summary.std if summary else None,
-                "n_seeds": summary.n if summary else 0,
-                "ci_low": low,
-                "ci_high": high,
-                "n_test": n_test,
-                "difference": float(comparison.difference) if comparison else None,
-                "difference_ci_low": difference_low,
-                "difference_ci_high": difference_high,
-                "p_student": comparison.student if comparison else None,
-                "p_student_holm": row.holm,
-                "p_welch": comparison.welch if comparison else None,
-                "significantly_better": bool(comparison and comparison.significantly_higher),
-                "no_test_because": comparison.reason if comparison else "",
-            }
+def _tests_text(rows: list[_Row], reference: Method | None) -> list[str]:
+    """What was tested, how, and what was not."""
+    comparisons = [row.comparison for row in rows if row.comparison]
+    tested = [item for item in comparisons if item.student is not None]
+    if reference is None:
+        return ["There is no original dropout in this study, so nothing is tested against it."]
+    if not comparisons:
+        untrained = f"{reference.title} has no training record, so nothing is tested against it."
+        return [untrained] if len(rows) > 1 else []
+    if not tested:
+        reason = f"No method is marked as significantly better: {comparisons[0].reason}."
+        return [f"Difference: to {reference.title}, in points. {reason}"]
+    sentences = [
+        f"† Significantly better than {reference.title} at the {LEVEL} level, by a two-sided Student's "
+        "t-test over the training runs as independent samples, as in Table 2 of Ke et al. (2020)."
+    ]
+    if len(tested) > 1:
+        sentences.append(
+            f"The mark takes each of the {len(tested)} comparisons by itself; p (Holm) is that p-value "
+            "adjusted for their number."
         )
-    frame: pd.DataFrame = pd.DataFrame.from_records(records)
-    return frame
+    sentences.append(
+        f"Difference: to {reference.title}, in points; its 95 % interval and the last p-value do not assume "
+        "equal variances (Welch)."
+    )
+    # With two runs on each side the test rests on two degrees of freedom.
+    in_a_test = (row for row in rows if row.method is reference or _of(row.comparison, "student") is not None)
+    fewest = min(row.summary.n for row in in_a_test if row.summary)
+    if fewest < 3:
+        sentences.append(
+            f"With {fewest} runs of a method, a test finds only large differences, and relies on normal errors."
+        )
+    reasons = [(row.method.title, _of(row.comparison, "reason")) for row in rows]
+    untested = [f"{title} ({reason})" for title, reason in reasons if reason]
+    return [*sentences, f"Not tested: {'; '.join(untested)}."] if untested else sentences
 
 
-def build(results: Results) -> list[Artefact]:
+def build(results: Results) -> list[Exhibit]:
     """Clean accuracy of every method with its spread over seeds and its tests against original dropout.
 
     None without training records.
@@ -219,6 +184,6 @@ def build(results: Results) -> list[Artefact]:
     if not any(row.summary for row in rows):
         return []
     n_test = n_test_images(results)
-    decimals = shown_decimals(n_test or 0)
     caption = _caption(results, rows, reference, n_test)
-    return [Artefact(_NAME, _TITLE, caption, _frame(rows, n_test), _grid(rows, reference, decimals, caption))]
+    columns = _columns(rows, reference, n_test)
+    return [table("table2-clean-accuracy", "Table 2: clean accuracy (%)", caption, rows, columns)]

@@ -10,14 +10,14 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
-from robustfdd.report.artefact import Artefact
+from robustfdd.report.exhibit import Exhibit
 from robustfdd.report.results import Results
 
 #: Where tables and figures are looked for.
 FOLDERS = ("robustfdd.report.exhibits", "robustfdd.paper.exhibits")
 
 
-def all_exhibits(results: Results) -> list[Artefact]:
+def all_exhibits(results: Results) -> list[Exhibit]:
     """Every table and figure that a run has the records for, in the order of the page.
 
     Raises:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
-import pandas as pd
-
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.exhibit import GAP, Column, Exhibit, data, fields, frame_of, radius, table
 from robustfdd.report.results import Place, Results
-from robustfdd.report.study import ZERO, Epsilon, Method, norm_title
-from robustfdd.report.tables import seeds_text
+from robustfdd.report.study import ZERO, Epsilon, Method, Study, norm_title, seeds_text
 from robustfdd.rounding import fixed, fixed_root, mean, share, variance
 
 ORDER = 80
-
-_NAME = "random-forward"
-_TITLE = "Robust accuracy (%) over repeated predictions of random forward passes"
 
 
 @dataclass(frozen=True)
@@ -33,7 +26,17 @@ class _Record:
     seed: int
     eot_samples: int
     recorded: Fraction
-    repeated: tuple[Fraction, ...]
+    repeated: Sequence[Fraction]
+
+    @property
+    def mean(self) -> Fraction:
+        """Over the predictions."""
+        return mean(self.repeated)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation over the predictions; None for one."""
+        return None if self.variance is None else math.sqrt(self.variance)
 
     @property
     def variance(self) -> Fraction | None:
@@ -47,59 +50,40 @@ def _records(results: Results, methods: list[Method]) -> list[list[_Record]]:
     # At epsilon = 0 there is nothing attacked: one row a method.
     places = [(results.clean_place(method.label, study.norms[0]), method, "Clean", ZERO) for method in methods] + [
         (results.place(method.label, attack.name, norm, step), method, attack.title, eps)
-        for attack in study.attacks
-        for norm, grid in attack.eps.items()
+        for attack, norm in study.planes
         for method in methods
-        for step, eps in enumerate(grid, start=1)
+        for step, eps in enumerate(attack.eps[norm], start=1)
     ]
     groups = []
-    for place, method, attack_title, eps in places:
-        found = [
-            _Record(
-                place,
-                method,
-                attack_title,
-                eps,
-                seed,
-                int(row["eot_samples"]),
-                100 * share(row["robust_accuracy"], int(row["n_images"])),
-                tuple(100 * share(value, int(row["n_images"])) for value in row["repeated_accuracy"]),
-            )
-            for seed, row in results.rows(place).items()
-            if len(row["repeated_accuracy"])
-        ]
-        if found:
-            groups.append(found)
+    for place, method, title, eps in places:
+        group = []
+        for seed, row in results.rows(place).items():
+            values = (row["robust_accuracy"], *row["repeated_accuracy"])
+            if len(values) > 1:
+                recorded, *repeated = (100 * share(value, int(row["n_images"])) for value in values)
+                group.append(_Record(place, method, title, eps, seed, int(row["eot_samples"]), recorded, repeated))
+        if group:
+            groups.append(group)
     return groups
 
 
-def _frame(groups: list[list[_Record]]) -> pd.DataFrame:
-    records: list[dict[str, Any]] = []
-    for group in groups:
-        for item in group:
-            records.append(
-                {
-                    "attack": item.place.attack if item.place.step else "clean",
-                    "norm": item.place.norm if item.place.step else None,
-                    "method": item.method.label,
-                    "seed": item.seed,
-                    "eps_normalized": item.eps.normalized,
-                    "eps_pixel": item.eps.pixel,
-                    "eot_samples": item.eot_samples,
-                    "n_predictions": len(item.repeated),
-                    "recorded": float(item.recorded),
-                    "mean": float(mean(item.repeated)),
-                    "std": None if item.variance is None else math.sqrt(item.variance),
-                    "min": float(min(item.repeated)),
-                    "max": float(max(item.repeated)),
-                }
-            )
-    frame: pd.DataFrame = pd.DataFrame.from_records(records)
-    return frame
+#: The data, one row a cell of one model.
+_DATA: list[Column[_Record]] = [
+    data("attack", lambda item: item.place.attack if item.place.step else "clean"),
+    data("norm", lambda item: item.place.norm if item.place.step else None),
+    *fields("method=method.label seed eps_normalized=eps.normalized eps_pixel=eps.pixel eot_samples"),
+    data("n_predictions", lambda item: len(item.repeated)),
+    *fields("recorded mean std"),
+    data("min", lambda item: min(item.repeated)),
+    data("max", lambda item: max(item.repeated)),
+]
 
 
-def _mean_deviation(variances: list[Fraction]) -> str:
+def _mean_deviation(group: list[_Record]) -> str:
     """The mean of the standard deviations; of one, or of equal ones, correctly rounded."""
+    variances = [item.variance for item in group if item.variance is not None]
+    if len(variances) < len(group):
+        return GAP
     if len(set(variances)) == 1:
         return fixed_root(variances[0], 2)
     return fixed(math.fsum(map(math.sqrt, variances)) / len(variances), 2)
@@ -110,36 +94,33 @@ def _range(numbers: list[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def build(results: Results) -> list[Artefact]:
+def _columns(study: Study) -> list[Column[list[_Record]]]:
+    """One row for all seeds of a cell: every figure is the mean over them."""
+
+    def figure(header: str, of: Callable[[_Record], Fraction]) -> Column[list[_Record]]:
+        return Column(header, lambda group: fixed(mean([of(item) for item in group]), 2))
+
+    return [
+        Column("Attack", lambda group: group[0].attack, kind="once"),
+        Column("Norm", lambda group: norm_title(group[0].place.norm) if group[0].place.step else GAP, kind="once"),
+        Column("Method", lambda group: group[0].method.title, kind="once"),
+        *radius(study, lambda group: group[0].eps),
+        Column("EOT samples", lambda group: _range([item.eot_samples for item in group])),
+        Column("Repeats", lambda group: _range([len(item.repeated) for item in group])),
+        figure("Recorded", lambda item: item.recorded),
+        figure("Mean", lambda item: item.mean),
+        Column("Std", _mean_deviation),
+        figure("Min", lambda item: min(item.repeated)),
+        figure("Max", lambda item: max(item.repeated)),
+    ]
+
+
+def build(results: Results) -> list[Exhibit]:
     """One row for each cell of the methods that were attacked through EOT; none where no forward pass is random."""
-    declared = results.eot_samples()
-    methods = [method for method in results.study.methods if method.label in declared]
-    groups = _records(results, methods) if results.study.norms else []
+    study, declared = results.study, results.eot_samples()
+    groups = _records(results, [method for method in study.methods if method.label in declared]) if study.norms else []
     if not groups:
         return []
-    study = results.study
-    kinds = [(group[0].attack, group[0].place.norm, group[0].method.title) for group in groups]
-    rows = []
-    for i, group in enumerate(groups):
-        first = group[0]
-        attack, norm, title = kinds[i]
-        named = i == 0 or kinds[i] != kinds[i - 1]
-        variances = [item.variance for item in group if item.variance is not None]
-        rows.append(
-            (
-                attack if named else "",
-                (norm_title(norm) if first.place.step else GAP) if named else "",
-                title if named else "",
-                *first.eps.texts(study.eps_unit)[: len(study.units_shown)],
-                _range([item.eot_samples for item in group]),
-                _range([len(item.repeated) for item in group]),
-                fixed(mean([item.recorded for item in group]), 2),
-                fixed(mean([mean(item.repeated) for item in group]), 2),
-                _mean_deviation(variances) if len(variances) == len(group) else GAP,
-                fixed(mean([min(item.repeated) for item in group]), 2),
-                fixed(mean([max(item.repeated) for item in group]), 2),
-            )
-        )
     caption = (
         f"{study.dataset}; {study.engines_text()}; {seeds_text(study.seeds)}"
         f"{', each figure the mean over them' if any(len(group) > 1 for group in groups) else ''}. These methods "
@@ -147,11 +128,14 @@ def build(results: Results) -> list[Artefact]:
         "the first prediction. Mean, standard deviation, smallest and largest: over the repeats, predictions of the "
         "same perturbed images. EOT samples: passes averaged for each gradient of the attack."
     )
-    headers = (
-        *("Attack", "Norm", "Method"),
-        *(f"ε ({unit})" for unit in study.units_shown),
-        *("EOT samples", "Repeats", "Recorded", "Mean", "Std", "Min", "Max"),
-    )
-    starts = group_starts(["\n".join(kind) for kind in kinds])
-    grid = Grid(_NAME, _TITLE, caption, headers, tuple(rows), n_text=3, rules=starts)
-    return [Artefact(_NAME, _TITLE, caption, _frame(groups), grid)]
+    return [
+        table(
+            "random-forward",
+            "Robust accuracy (%) over repeated predictions of random forward passes",
+            caption,
+            groups,
+            _columns(study),
+            frame=frame_of([item for group in groups for item in group], _DATA),
+            group=lambda group: (group[0].attack, group[0].place.norm, group[0].method.title),
+        )
+    ]
