@@ -569,7 +569,7 @@ def test_figure_7_draws_the_published_curves_faint_and_on_the_same_axis(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figure7, "render", lambda figure: drawn.append(figure) or {})
+    monkeypatch.setattr("robustfdd.report.figures.render", lambda figure: drawn.append(figure) or {})
     figure7.build(sort_results(load_run(run_dir)))
     linf, l2 = drawn[0].axes
     for axes, n_published, n_own in ((linf, 8, 3), (l2, 5, 2)):

@@ -44,11 +44,11 @@ class Ordering:
     """
 
     pairs: tuple[Pair, ...]
-    spearman: float | None
-    spearman_p: float | None
-    kendall: float | None
-    kendall_p: float | None
-    remark: str
+    spearman: float | None = None
+    spearman_p: float | None = None
+    kendall: float | None = None
+    kendall_p: float | None = None
+    remark: str = ""
 
     @property
     def published(self) -> PublishedCell:
@@ -130,10 +130,11 @@ def order_block(block: Sequence[Pair]) -> Ordering:
     elif len(set(ours)) == 1:
         remark = "all figures of the run are equal"
     if remark:
-        return Ordering(tuple(block), None, None, None, None, remark)
+        return Ordering(tuple(block), remark=remark)
     spearman, kendall = float(stats.spearmanr(published, ours)[0]), float(stats.kendalltau(published, ours)[0])
     if len(block) < LEAST_FOR_P:
-        return Ordering(tuple(block), spearman, None, kendall, None, f"fewer than {LEAST_FOR_P} methods: no p")
+        remark = f"fewer than {LEAST_FOR_P} methods: no p"
+        return Ordering(tuple(block), spearman, kendall=kendall, remark=remark)
     ranks = stats.rankdata(published) - (len(block) + 1) / 2
     i, j = np.triu_indices(len(block), 1)
     signs = np.sign(published[i] - published[j])
@@ -144,7 +145,6 @@ def order_block(block: Sequence[Pair]) -> Ordering:
         spearman_p=_exact_p(stats.rankdata(ours), lambda y: (y * ranks).sum(-1)),
         kendall=kendall,
         kendall_p=_exact_p(ours, lambda y: (np.sign(y[..., i] - y[..., j]) * signs).sum(-1)),
-        remark="",
     )
 
 

@@ -168,12 +168,16 @@ def _ticks(axes: Any, axis: EpsilonAxis, unit: int, characters: float) -> None:
     axes.set_xticks(axis.positions, [text if i in shown else "" for i, text in enumerate(axis.labels[unit])])
 
 
-def draw_curve(axes: Axes, x: Sequence[float], entries: Sequence[Entry], look: Style, *, zorder: float = 2) -> None:
-    """The curve of a method, with a band of one standard deviation over seeds."""
+def draw_line(axes: Axes, x: Sequence[float], entries: Sequence[Entry], look: Style, *, zorder: float = 2) -> None:
+    """The curve of a method."""
+    axes.plot(x, points(entries), look.line, color=look.colour, marker=look.marker, clip_on=False, zorder=zorder)
+
+
+def draw_band(axes: Axes, x: Sequence[float], entries: Sequence[Entry], look: Style, *, zorder: float = 1) -> None:
+    """One standard deviation over seeds on both sides of the curve of a method, where there is one."""
     mean, std = points(entries), np.array([entry.spread for entry in entries])
-    axes.plot(x, mean, look.line, color=look.colour, marker=look.marker, clip_on=False, zorder=zorder)
     if np.isfinite(std).any():
-        axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0, zorder=zorder - 1)
+        axes.fill_between(x, mean - std, mean + std, color=look.colour, alpha=0.15, linewidth=0, zorder=zorder)
 
 
 def points(entries: Sequence[Entry]) -> npt.NDArray[np.float64]:
@@ -182,10 +186,12 @@ def points(entries: Sequence[Entry]) -> npt.NDArray[np.float64]:
 
 
 def _draw_panel(axes: Axes, panel: Panel, *, characters: float) -> None:
+    x = panel.axis.positions
     for curve in panel.curves:
         if curve.worst:
-            axes.plot(panel.axis.positions, points(curve.worst), color=curve.style.colour, linewidth=THIN)
-        draw_curve(axes, panel.axis.positions, curve.entries, curve.style)
+            axes.plot(x, points(curve.worst), color=curve.style.colour, linewidth=THIN)
+        draw_line(axes, x, curve.entries, curve.style)
+        draw_band(axes, x, curve.entries, curve.style)
     axes.set_title(panel.title)
     axes.set_ylim(0, 100)
     epsilon_ticks(axes, panel.axis, characters)

@@ -75,9 +75,7 @@ def _gaps(results: Results) -> Iterator[Note]:
             "1 unit failed" if len(failures) == 1 else f"{len(failures)} units failed",
             "What failed has no record and shows as a gap, never as a number. The failures are listed below.",
         )
-    states = results.unit_states()
-    failed = {failure.unit for failure in failures}
-    waiting = [state for state in states if state.missing and state.unit.unit not in failed]
+    states, waiting = results.unit_states(), results.not_run()
     if not results.places and (states or not results.run.analyses):
         yield _warning("There are no results yet", f"The plan has {len(states)} units; none has a record.")
     elif waiting:

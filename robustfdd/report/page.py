@@ -95,8 +95,7 @@ class Section:
     @property
     def not_run(self) -> list[UnitState]:
         """Planned units that have not all of their cells and did not fail."""
-        failed = {failure.unit for failure in self.failures}
-        return [s for s in self.results.unit_states() if s.missing and s.unit.unit not in failed]
+        return self.results.not_run()
 
     @property
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:

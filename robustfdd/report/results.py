@@ -164,6 +164,11 @@ class Results:
             states.append(UnitState(unit, len(steps), missing))
         return states
 
+    def not_run(self) -> list[UnitState]:
+        """Planned units that have not all of their cells and did not fail."""
+        failed = {failure.unit for failure in self.run.failures}
+        return [state for state in self.unit_states() if state.missing and state.unit.unit not in failed]
+
     def long_table(self) -> pd.DataFrame:
         """Every record without its per-sample columns, one row a cell, in the order of the plan."""
         study = self.study

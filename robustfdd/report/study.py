@@ -271,10 +271,8 @@ class Study:
         """
         shown = [
             (attack, other)
-            for attack in self.attacks
-            if attacks is None or attack.name in attacks
-            for other in attack.eps
-            if norm in (None, other)
+            for attack, other in self.planes
+            if (attacks is None or attack.name in attacks) and norm in (None, other)
         ]
         found: dict[str, dict[str, list[str]]] = {}
         for attack, other in shown:

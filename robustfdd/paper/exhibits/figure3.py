@@ -81,6 +81,36 @@ def _table(results: Results, frame: pd.DataFrame, published: Published, caption:
     return table("figure3-entropies", title, caption, items, columns, frame=data, group=lambda row: row["method"])
 
 
+def _captions(
+    results: Results, frame: pd.DataFrame, found: list[MethodRows], short: str, theirs: str
+) -> tuple[str, str]:
+    """Of the figure, and of the table."""
+    drawn_of = f"The network{'s' if len(found) > 1 else ''} of {' and '.join(method.title for method, _ in found)}"
+    first_seeds = " and ".join(map(str, sorted({int(rows["seed"].iloc[0]) for _, rows in found})))
+    how = (
+        f"{results.study.dataset}, {frame['of_images'].max():,} test images. Of each image, the {frame['n_top'].max()} "
+        "feature maps with the largest response in each density group (the thirds of its occupied cells, ordered by "
+        "the number of maps in them) are brought back to the input by deconvolution; all: the three groups together."
+    )
+    largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
+    entropy = (
+        f"The entropy of a heat map that sums to 1 is at most {fixed(largest, 3)} nats, for one that is the same "
+        "everywhere, and 0 for a single pixel: larger is more dispersed"
+    )
+    note = (
+        f"{short} give {theirs} for a toy network of 5 layers; they state neither the base of the "
+        "logarithm nor the size of the heat map, so that only the order of the groups can be compared, not the values."
+    )
+    seeds = seeds_of(frame)
+    return (
+        f"{how} {drawn_of}, seed {first_seeds}. In each title the entropy of the average map; the colours of a row are "
+        f"on one scale. {entropy}. {note}",
+        f"{how} {seeds_text(seeds).capitalize()}.{SPREAD if len(seeds) > 1 else ''} {entropy}. The paper's average "
+        "entropy of a grouped heat map can mean the first or the second; the third is the entropy of the histogram of "
+        f"256 grey levels, which says nothing of places. {note}",
+    )
+
+
 def build(results: Results) -> list[Exhibit]:
     """The average heat maps and the entropies of all methods; none for a run without this analysis."""
     frame = analysis_table(results, "density-groups", (*_DATA, "heatmap"))
@@ -90,35 +120,10 @@ def build(results: Results) -> list[Exhibit]:
     first = [(method, rows[rows["seed"] == rows["seed"].min()]) for method, rows in by_method(results, frame)]
     shown = _shown([method for method, _ in first])
     found = [item for method in shown for item in first if item[0] is method]
-    several = len(found) > 1
-    drawn_of = f"The network{'s' if several else ''} of {' and '.join(method.title for method, _ in found)}"
-    first_seeds = " and ".join(map(str, sorted({int(rows["seed"].iloc[0]) for _, rows in found})))
-    how = (
-        f"{results.study.dataset}, {frame['of_images'].max():,} test images. Of each image, the {frame['n_top'].max()} "
-        "feature maps with the largest response in each density group (the thirds of its occupied cells, ordered by "
-        "the number of maps in them) are brought back to the input by deconvolution; all: the three groups together."
-    )
+    short = published.source.short
     theirs = ", ".join(f"{group} {fixed(published.value(name), 3)}" for group, name in _PUBLISHED.items())
-    largest = float(np.log(frame["height"].iloc[0] * frame["width"].iloc[0]))
-    entropy = (
-        f"The entropy of a heat map that sums to 1 is at most {fixed(largest, 3)} nats, for one that is the same "
-        "everywhere, and 0 for a single pixel: larger is more dispersed"
-    )
-    note = (
-        f"{published.source.short} give {theirs} for a toy network of 5 layers; they state neither the base of the "
-        "logarithm nor the size of the heat map, so that only the order of the groups can be compared, not the values."
-    )
-    caption = (
-        f"{how} {drawn_of}, seed {first_seeds}. In each title the entropy of the average map; the colours of a row are "
-        f"on one scale. {entropy}. {note}"
-    )
-    seeds = seeds_of(frame)
-    table_caption = (
-        f"{how} {seeds_text(seeds).capitalize()}.{SPREAD if len(seeds) > 1 else ''} {entropy}. The paper's average "
-        "entropy of a grouped heat map can mean the first or the second; the third is the entropy of the histogram of "
-        f"256 grey levels, which says nothing of places. {note}"
-    )
-    figure = _draw(found, f"{published.source.short}, toy network: {theirs} (base of the logarithm not stated)")
+    caption, table_caption = _captions(results, frame, found, short, theirs)
+    figure = _draw(found, f"{short}, toy network: {theirs} (base of the logarithm not stated)")
     data = pd.concat([rows for _, rows in found], ignore_index=True)[["method", "seed", *_DATA]]
     title = "Figure 3: average heat maps by feature density"
     return [

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from robustfdd.paper.matching import match_methods, run_dataset, same_balls
 from robustfdd.paper.published import Published, PublishedCell, eps_key, load
 from robustfdd.report.exhibit import Exhibit
-from robustfdd.report.figures import THIN, draw_curve, drawn, epsilon_ticks, legend, looks, points
+from robustfdd.report.figures import THIN, draw_band, draw_line, drawn, epsilon_ticks, legend, looks, points
 from robustfdd.report.results import Results
 from robustfdd.report.study import ZERO, Epsilon, Method, Study, count_text, norm_title, seeds_text
 from robustfdd.report.style import EpsilonAxis, epsilon_axis
@@ -92,10 +92,11 @@ def _draw(axes: Axes, panel: _Panel, study: Study, matched: Mapping[str, Method]
         axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.0, alpha=_FAINT, zorder=1)
     x = panel.at([eps.normalized for eps in panel.radii])
     for label, (_, look) in look_of.items():
+        draw_line(axes, x, panel.ours[label], look, zorder=3)
         if label in panel.worst:
             low = points(panel.worst[label])
             axes.plot(x, low, color=look.colour, linestyle=(0, (4, 3)), linewidth=THIN, zorder=2)
-        draw_curve(axes, x, panel.ours[label], look, zorder=3)
+        draw_band(axes, x, panel.ours[label], look, zorder=2)
     axes.set_ylim(0, 100)
     axes.set_title(f"FGSM, {norm_title(panel.norm)}")
     epsilon_ticks(axes, panel.axis)
