@@ -28,7 +28,7 @@ def source_digest() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         relative = path.relative_to(package)
-        if relative.parts[0] not in ("analysis", "report", "published.py", "cli", "progress.py", "__main__.py"):
+        if relative.parts[0] not in ("analysis", "report", "paper", "cli", "progress.py", "__main__.py"):
             digest.update(f"{relative.as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 

@@ -96,6 +96,11 @@ def fixed_root(square: Fraction, decimals: int) -> str:
     return _with_point((math.isqrt(scaled.numerator // scaled.denominator) + 1) // 2, decimals)
 
 
+def with_spread(middle: Figure, square: Fraction | None, decimals: int) -> str:
+    """A mean with the standard deviation of that variance, each with that many decimals; None: there is no variance."""
+    return fixed(middle, decimals) + ("" if square is None else f" ± {fixed_root(square, decimals)}")
+
+
 def rounded(value: Figure, decimals: int) -> float:
     """A figure as the float that prints with at most that many decimals, for data."""
     return float(Fraction(_half_away(exact(value) * 10**decimals), 10**decimals))

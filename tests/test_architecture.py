@@ -15,7 +15,7 @@ LAYERS = [
     {"errors", "text", "checksums", "files", "ending", "rounding"},
     {"schema", "plugins"},
     {"registry"},
-    {"threat", "records", "published", "code_version", "locking", "journal"},
+    {"threat", "records", "code_version", "locking", "journal"},
     {"specs", "status", "sources", "audited"},
     {"catalogue"},
     {"datasets", "dropouts", "layout", "progress", "randomness"},
@@ -33,6 +33,7 @@ LAYERS = [
     {"executors"},
     {"evaluation"},
     {"report"},
+    {"paper"},
     {"cli"},
     {"__main__"},
 ]
@@ -91,22 +92,17 @@ def test_attack_libraries_are_imported_in_one_place(library: str, allowed: set[s
 
 
 def test_reports_need_neither_torch_nor_the_rest() -> None:
-    for path in [*(PACKAGE / "report").rglob("*.py"), PACKAGE / "records.py"]:
+    for path in [*(PACKAGE / "report").rglob("*.py"), *(PACKAGE / "paper").rglob("*.py"), PACKAGE / "records.py"]:
         for name in imports(path):
             assert name.split(".")[0] not in {"torch", "torchvision", "art", "foolbox", "captum"}, (
                 f"{path} imports {name}"
             )
             if name.startswith("robustfdd."):
-                below = {
-                    "records",
-                    "checksums",
-                    "files",
-                    "errors",
-                    "text",
-                    "published",
-                    "rounding",
-                    "schema",
-                    "audited",
-                }
-                allowed = below | {"report"}
+                below = {"records", "checksums", "files", "errors", "text", "rounding", "schema", "audited"}
+                allowed = below | {"report"} | ({"paper"} if part_of(path) == "paper" else set())
                 assert name.split(".")[1] in allowed, f"{path} imports {name}"
+
+
+def test_only_the_command_line_knows_the_paper() -> None:
+    users = {part_of(path) for path in MODULES for name in imports(path) if name.startswith("robustfdd.paper")}
+    assert users <= {"paper", "cli"}

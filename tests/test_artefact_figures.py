@@ -12,12 +12,12 @@ import pytest
 from report_runs import FakeRun
 
 from robustfdd.errors import RunDirectoryError
-from robustfdd.published import load
+from robustfdd.paper.exhibits import cost, figure2, figure3, figure4, figure6
+from robustfdd.paper.published import load
 from robustfdd.records import load_run, write_analysis
 from robustfdd.report.analyses import mean_and_spread
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.artefacts import cost, figure2, figure3, figure4, figure6
-from robustfdd.report.grid import GAP, to_markdown
+from robustfdd.report.exhibit import GAP, Exhibit
+from robustfdd.report.forms import to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import Results, sort_results
 
@@ -41,7 +41,7 @@ def results(tmp_path: Path, tables: Mapping[str, Make], *, methods: tuple[tuple[
     return sort_results(load_run(run))
 
 
-def check_files(artefact: Artefact) -> None:
+def check_files(artefact: Exhibit) -> None:
     """PNG and PDF for a figure, Markdown and LaTeX for a table, and data of moderate size for both."""
     assert artefact.caption.endswith(".")
     assert "nan" not in artefact.caption.lower().split()
@@ -52,11 +52,10 @@ def check_files(artefact: Artefact) -> None:
         assert artefact.figure["pdf"].startswith(b"%PDF")
         assert set(artefact.figure) == {"png", "pdf"}
     else:
-        assert artefact.grid is not None
-        assert artefact.caption == artefact.grid.caption
-        assert all(len(row) == len(artefact.grid.headers) for row in artefact.grid.rows)
-        assert artefact.title in to_markdown(artefact.grid)
-        assert r"\end{tabular}" in to_latex(artefact.grid, label=artefact.name)
+        assert artefact.headers
+        assert all(len(row) == len(artefact.headers) for row in artefact.rows)
+        assert artefact.title in to_markdown(artefact)
+        assert r"\end{tabular}" in to_latex(artefact, label=artefact.name)
 
 
 def number_of(method: str) -> int:
@@ -135,8 +134,7 @@ def test_figure_4_says_what_lies_beyond_its_axis(tmp_path: Path) -> None:
 def test_the_table_of_figure_4_has_mean_and_spread(tmp_path: Path) -> None:
     _, table = figure4.build(results(tmp_path, ACTIVATIONS))
     check_files(table)
-    assert table.grid is not None
-    rows = {row[0]: row for row in table.grid.rows}
+    rows = {row[0]: row for row in table.rows}
     assert list(rows) == [title for _, title in METHODS]
     # 50 and 52 %: mean 51, sample standard deviation 1.4; the largest logit is 40 in both.
     assert rows["FDD-2D"][1:] == ("51.0 ± 1.4", "31.0 ± 1.4", "3.500 ± 0.000", "40.00 ± 0.00", "5.00 ± 0.00")
@@ -307,8 +305,7 @@ def test_figure_3_stands_beside_the_published_entropies(tmp_path: Path) -> None:
     published = load()
     low, high = (published.value(f"heat-map-entropy-{level}-density") for level in ("low", "high"))
     assert f"low {low:.3f}, high {high:.3f}" in figure.caption
-    assert table.grid is not None
-    rows = table.grid.rows
+    rows = table.rows
     assert rows[-1][2:] == (f"{low:.3f}", GAP, f"{high:.3f}", GAP)
     assert rows[0] == (
         "No dropout",
@@ -319,7 +316,7 @@ def test_figure_3_stands_beside_the_published_entropies(tmp_path: Path) -> None:
         "2.500 ± 0.000",
     )
     assert len(rows) == 3 * len(METHODS) + 1
-    assert table.grid.rules == {3, 6, 9, 12}
+    assert table.rules == {3, 6, 9, 12}
     assert "the 3 feature maps with the largest response" in table.caption
     assert f"at most {np.log(30):.3f} nats" in table.caption
     assert figure.frame["method"].unique().tolist() == ["none", "fdd-2d"]
@@ -353,11 +350,10 @@ def costs(method: str, seed: int) -> pd.DataFrame | None:
 def test_cost_stands_beside_the_published_figure(tmp_path: Path) -> None:
     (table,) = cost.build(results(tmp_path, {"cost": costs}))
     check_files(table)
-    assert table.grid is not None
-    rows = {row[0]: row[1:] for row in table.grid.rows}
+    rows = {row[0]: row[1:] for row in table.rows}
     assert list(rows)[:-1] == ["Original", "Spatial", "FDD-2D"]
     assert rows["FDD-2D"] == ("20 ± 0", "0.013 ± 0.001", "0.062 ± 0.000", "0.50 ± 0.00", "2.5 ± 0.0")
-    assert table.grid.rows[-1][2] == f"{load().value('pca-seconds-per-epoch'):g}"
+    assert table.rows[-1][2] == f"{load().value('pca-seconds-per-epoch'):g}"
     assert "A machine, 1 CPU thread;" in table.caption
 
 

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from report_runs import FakeRun, Key
 
-from robustfdd.published import load
+from robustfdd.paper.claims import CLAIMS
+from robustfdd.paper.exhibits import claims
+from robustfdd.paper.published import load
 from robustfdd.records import load_run
-from robustfdd.report.artefacts import claims
-from robustfdd.report.claims import CLAIMS
 from robustfdd.report.results import sort_results
 
 #: Robust accuracy in percent at the two radii; every FDD above, and original lowest, as the paper has it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,19 +9,11 @@ from archive_run import without_folders
 from conftest import ROOT
 from fill_tables import filled
 
+from robustfdd.paper.exhibits import claims, table1, table2, table3
 from robustfdd.records import load_run
 from robustfdd.report import combine
-from robustfdd.report.artefacts import (
-    audit,
-    claims,
-    minimum_norm,
-    random_forward,
-    table1,
-    table2,
-    table3,
-    worst_case_advantage,
-)
-from robustfdd.report.grid import to_markdown
+from robustfdd.report.exhibits import audit, minimum_norm, random_forward, worst_case_advantage
+from robustfdd.report.forms import to_markdown
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.tables import main_tables
 
@@ -43,11 +34,10 @@ def test_tables_are_those_of_the_records(report: Path) -> None:
     results = results_of(report)
     modules = (claims, table1, table2, table3, random_forward, worst_case_advantage, minimum_norm, audit)
     found = [artefact for module in modules for artefact in module.build(results)]
-    grids = {table.name: table.grid for table in main_tables(results)}
-    grids |= {a.name: replace(a.grid, title=a.title, caption=a.caption) for a in found if a.grid}
-    assert {"claims", "table2-clean-accuracy", "robust-accuracy-linf"} <= set(grids)
-    for name, grid in grids.items():
-        assert (report / "report" / "tables" / f"{name}.md").read_text(encoding="utf-8") == to_markdown(grid)
+    tables = {exhibit.name: exhibit for exhibit in [*main_tables(results), *found] if exhibit.headers}
+    assert {"claims", "table2-clean-accuracy", "robust-accuracy-linf"} <= set(tables)
+    for name, exhibit in tables.items():
+        assert (report / "report" / "tables" / f"{name}.md").read_text(encoding="utf-8") == to_markdown(exhibit)
 
 
 @pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.name)

@@ -19,17 +19,17 @@ from report_runs import FakeRun, Key
 from scipy import stats
 from typer.testing import CliRunner, Result
 
-import robustfdd.report.compare
+import robustfdd.paper.compare
 from robustfdd.cli import app
 from robustfdd.errors import ConfigurationError, RunDirectoryError
-from robustfdd.published import PublishedCell, load
+from robustfdd.paper.compare import compare, compare_runs, write_comparison
+from robustfdd.paper.comparison import Comparison
+from robustfdd.paper.comparison_tables import figures_table
+from robustfdd.paper.exhibits import figure7
+from robustfdd.paper.matching import Pair, altered
+from robustfdd.paper.ordering import distinct, order_block, summarise, versus
+from robustfdd.paper.published import PublishedCell, load
 from robustfdd.records import load_run
-from robustfdd.report.artefacts import figure7
-from robustfdd.report.compare import compare, compare_runs, write_comparison
-from robustfdd.report.comparison import Comparison
-from robustfdd.report.comparison_tables import figures_grid
-from robustfdd.report.matching import Pair, altered
-from robustfdd.report.ordering import distinct, order_block, summarise, versus
 from robustfdd.report.results import sort_results
 from robustfdd.report.study import Method, signed
 from robustfdd.report.tables import Entry
@@ -85,7 +85,7 @@ def compared(run: FakeRun, path: Path, **arguments: Any) -> Comparison:
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a comparison; where only its tables are looked at, nothing is drawn."""
     for name in ("draw_scatter", "draw_differences"):
-        monkeypatch.setattr(robustfdd.report.compare, name, lambda comparison: {})
+        monkeypatch.setattr(robustfdd.paper.compare, name, lambda comparison: {})
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +377,7 @@ def test_the_summary_counts_each_measurement_once() -> None:
 
 def test_the_table_puts_run_paper_and_difference_below_each_other(comparison: Comparison) -> None:
     place = next(place for place in comparison.places if place.name == "table3")
-    grid = figures_grid(comparison, place)
+    grid = figures_table(comparison, place)
     assert grid.headers == ("Attack", "ε", "", "Non-dropout", "Original", "Spatial", "FDD-1D", "FDD-2D", "FDD-3D")
     assert grid.rows[:3] == (
         ("FGSM", "0.03", "run", "41.0 ± 1.4", "30.5 ± 0.7", "–", "55.0 ± 0.1", "–", "–"),
@@ -569,7 +569,7 @@ def test_figure_7_draws_the_published_curves_faint_and_on_the_same_axis(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Figure] = []
-    monkeypatch.setattr(figure7, "render", lambda figure: drawn.append(figure) or {})
+    monkeypatch.setattr("robustfdd.report.figures.render", lambda figure: drawn.append(figure) or {})
     figure7.build(sort_results(load_run(run_dir)))
     linf, l2 = drawn[0].axes
     for axes, n_published, n_own in ((linf, 8, 3), (l2, 5, 2)):

@@ -23,12 +23,13 @@ from PIL import Image
 from test_cli import invoke, refused
 
 import robustfdd
-from robustfdd import catalogue, files, locking, published, records
+from robustfdd import catalogue, files, locking, records
 from robustfdd.datasets import Dataset, fashion_mnist, load_dataset
 from robustfdd.errors import CheckpointError, ConfigurationError, DatasetError, RunDirectoryError
 from robustfdd.evaluation import done_already, prepare_evaluation, run_evaluation
 from robustfdd.journal import Journal, read_journal
 from robustfdd.locking import exclusive
+from robustfdd.paper import published
 from robustfdd.records import Failure, load_run, read_cells, write_analysis, write_failure
 from robustfdd.specs import MAX_ATTACKS, MAX_METHODS, MAX_RADII, MAX_SEEDS, StudySpec
 

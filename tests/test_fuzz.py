@@ -34,7 +34,7 @@ from robustfdd.cli import conclusion
 from robustfdd.datasets import DATASETS
 from robustfdd.errors import DatasetError, RobustFDDError
 from robustfdd.models import build_model, save_model
-from robustfdd.report import compare
+from robustfdd.paper import compare
 
 #: How many examples of each property are tried: a few, the same every time, by default, and many, new ones, by
 #: `tox run -e faults`.

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from robustfdd import published
 from robustfdd.catalogue import attack_names, load_attack, study_names
 from robustfdd.dropouts import DROPOUTS
 from robustfdd.errors import ConfigurationError
-from robustfdd.published import PublishedCell, agrees
+from robustfdd.paper import published
+from robustfdd.paper.published import PublishedCell, agrees
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -15,11 +15,12 @@ import pytest
 from report_runs import FakeRun, Key
 from scipy.stats import ttest_ind
 
-from robustfdd import published
+from robustfdd.paper import published
+from robustfdd.paper.exhibits import figure5, table1, table2, table3
 from robustfdd.records import load_run, write_json
 from robustfdd.report import write_report
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.artefacts import all_artefacts, figure5, random_forward, table1, table2, table3
+from robustfdd.report.exhibit import Exhibit
+from robustfdd.report.exhibits import all_exhibits, random_forward
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import sort_results
 
@@ -28,7 +29,7 @@ def survives(key: Key) -> tuple[int, int, int]:
     return (100, 900, 0) if key.step == 0 else (100, 900 - 100 * key.step, 100 * key.step)
 
 
-def build(module: ModuleType, run: FakeRun, path: Path) -> Artefact | None:
+def build(module: ModuleType, run: FakeRun, path: Path) -> Exhibit | None:
     found = module.build(sort_results(load_run(run.write(path))))
     assert len(found) < 2
     return found[0] if found else None
@@ -57,11 +58,10 @@ PERCENT = {
 }
 
 
-def cells(artefact: Artefact | None, column: str) -> list[str]:
+def cells(artefact: Exhibit | None, column: str) -> list[str]:
     assert artefact is not None
-    assert artefact.grid is not None
-    position = artefact.grid.headers.index(column)
-    return [row[position] for row in artefact.grid.rows]
+    position = artefact.headers.index(column)
+    return [row[position] for row in artefact.rows]
 
 
 def test_table_2_marks_what_is_better_and_significant_and_nothing_else(tmp_path: Path) -> None:
@@ -71,8 +71,7 @@ def test_table_2_marks_what_is_better_and_significant_and_nothing_else(tmp_path:
     ]
     assert cells(found, "Difference") == ["–", "+0.03", "−4.00", "+1.00", "+0.10"]
     assert found is not None
-    assert found.grid is not None
-    assert found.grid.marks == {(3, 1)}
+    assert found.marks == {(3, 1)}
     assert found.frame["significantly_better"].tolist() == [False, False, False, True, False]
     # "worse" differs as significantly as "much" does.
     p = found.frame.set_index("method")["p_student"]
@@ -95,7 +94,7 @@ def test_table_2_marks_what_is_better_and_significant_and_nothing_else(tmp_path:
         "Bold: the best.",
     ):
         assert words in found.caption
-    assert r"95.10 $\pm$ 0.10$^\dagger$" in to_latex(found.grid, label="x")
+    assert r"95.10 $\pm$ 0.10$^\dagger$" in to_latex(found, label="x")
 
 
 def test_table_2_gives_intervals(tmp_path: Path) -> None:
@@ -116,10 +115,9 @@ def test_table_2_gives_intervals(tmp_path: Path) -> None:
 def test_with_one_seed_nothing_is_marked_and_the_caption_says_why(tmp_path: Path) -> None:
     found = build(table2, clean_run({"original": [94.0], "much": [99.0]}), tmp_path)
     assert found is not None
-    assert found.grid is not None
-    assert found.grid.headers == ("Method", "Clean accuracy", "Seeds", "Difference")
-    assert found.grid.rows == (("ORIGINAL", "94.00", "1", "–"), ("MUCH", "99.00", "1", "+5.00"))
-    assert found.grid.marks == {(1, 1)}
+    assert found.headers == ("Method", "Clean accuracy", "Seeds", "Difference")
+    assert found.rows == (("ORIGINAL", "94.00", "1", "–"), ("MUCH", "99.00", "1", "+5.00"))
+    assert found.marks == {(1, 1)}
     assert "†" not in found.caption
     assert (
         "No method is marked as significantly better: a test needs at least two values on each side." in found.caption
@@ -137,8 +135,7 @@ def test_equal_figures_of_all_seeds_are_no_test(tmp_path: Path) -> None:
 def test_without_original_dropout_the_caption_says_so(tmp_path: Path) -> None:
     found = build(table2, clean_run({"none": [94.0, 94.1], "much": [99.0, 99.1]}), tmp_path)
     assert found is not None
-    assert found.grid is not None
-    assert found.grid.headers == ("Method", "Clean accuracy", "Seeds", "95 % CI")
+    assert found.headers == ("Method", "Clean accuracy", "Seeds", "95 % CI")
     assert "There is no original dropout in this study, so nothing is tested against it." in found.caption
 
 
@@ -174,8 +171,7 @@ def test_original_dropout_is_known_by_its_dropout(tmp_path: Path) -> None:
     assert found is not None
     assert "better than BASELINE" in found.caption
     # One test needs no adjustment.
-    assert found.grid is not None
-    assert found.grid.headers[-2:] == ("p (Student)", "p (Welch)")
+    assert found.headers[-2:] == ("p (Student)", "p (Welch)")
     assert "Holm" not in found.caption
 
 
@@ -222,8 +218,7 @@ def test_table_1_has_a_row_for_each_dropout(tmp_path: Path) -> None:
     )
     found = build(table1, run, tmp_path)
     assert found is not None
-    assert found.grid is not None
-    assert found.grid.rows == (
+    assert found.rows == (
         (
             "The title: fdd-2d, fdd-2d-positive",
             "feature density",
@@ -324,10 +319,9 @@ def test_repeated_predictions_are_shown_with_their_spread(tmp_path: Path) -> Non
     )
     found = build(random_forward, run, tmp_path)
     assert found is not None
-    assert found.grid is not None
     # Means over the two seeds of: mean 60 and 50, deviation 10 and sqrt(300), smallest 50 and 40, largest 70 and 70.
     spread = f"{(10 + 300**0.5) / 2:.2f}"
-    assert found.grid.rows == (
+    assert found.rows == (
         ("Clean", "–", "SAP", "0", "0", "8", "3", "90.00", "55.00", spread, "45.00", "70.00"),
         ("FGSM", "L∞", "SAP", "1", "0.25", "8", "3", "80.00", "55.00", spread, "45.00", "70.00"),
     )
@@ -356,7 +350,7 @@ def test_artefacts_reach_the_page_and_the_files(tmp_path: Path) -> None:
     run = clean_run(percent, options=KAPPAS)
     index = write_report(run.write(tmp_path))
     names = ["table2-clean-accuracy", "figure5-sign-of-correlation"]
-    found = [artefact.name for artefact in all_artefacts(sort_results(load_run(tmp_path)))]
+    found = [artefact.name for artefact in all_exhibits(sort_results(load_run(tmp_path)))]
     assert [name for name in found if name in names] == names
     text = index.read_text(encoding="utf-8")
     places = [text.index(f'id="exhibit-{name}"') for name in names]

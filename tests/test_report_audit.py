@@ -25,14 +25,14 @@ from robustfdd.audited import ALARM_POINTS, LEAST_ATTACKED, PgdSettings, setting
 from robustfdd.catalogue import load_attack, load_study
 from robustfdd.errors import RunDirectoryError
 from robustfdd.manifest import describe_attack, describe_study
+from robustfdd.paper.compare import compare
+from robustfdd.paper.comparison_tables import figures_table, summary_table
 from robustfdd.records import STATUSES, VERDICTS, Status, load_run, write_analysis
 from robustfdd.report import audit_text, combine, main_table_text, run_notes, write_report
-from robustfdd.report.artefacts import all_artefacts, audit
 from robustfdd.report.audit import STATUS_MARKS
-from robustfdd.report.compare import compare
-from robustfdd.report.comparison_tables import figures_grid, summary_grid
 from robustfdd.report.curves import interactive_figure, panels
-from robustfdd.report.grid import Grid
+from robustfdd.report.exhibit import Exhibit
+from robustfdd.report.exhibits import all_exhibits, audit
 from robustfdd.report.latex import to_latex
 from robustfdd.report.results import Results, sort_results
 from robustfdd.report.study import VERDICT_MARKS
@@ -57,8 +57,7 @@ def right(key: Key) -> list[int]:
 @pytest.fixture
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time; where pictures are not looked at, none is drawn."""
-    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
-        monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
+    monkeypatch.setattr("robustfdd.report.figures.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
 
 
 quick = pytest.mark.usefixtures("_no_pictures")
@@ -115,7 +114,7 @@ UNDER = (
 )
 
 
-def marked(grid: Grid) -> dict[tuple[str, str, str], str]:
+def marked(grid: Exhibit) -> dict[tuple[str, str, str], str]:
     """The mark of every cell that has one, by attack, radius and method."""
     found, attack = {}, ""
     for row in grid.rows:
@@ -129,12 +128,12 @@ def marked(grid: Grid) -> dict[tuple[str, str, str], str]:
 def test_a_mark_stands_at_the_audited_figure_and_has_the_gravest_seed(results: Results) -> None:
     for metric in ("robust_accuracy", "survival_rate"):
         (table,) = main_tables(results, metric)
-        assert marked(table.grid) == {("PGD", "1", "No dropout"): "?", ("PGD", "1", "FDD-2D"): "✗"}
+        assert marked(table) == {("PGD", "1", "No dropout"): "?", ("PGD", "1", "FDD-2D"): "✗"}
         assert (
             f"Beside a figure: ? suspicious, ✗ not believable, by the audit of {UNDER}; figures without a mark were "
             "not audited here."
         ) in table.caption
-        frame = table.frame()
+        frame = table.frame
         audited = frame[(frame["attack"] == "pgd") & (frame["eps_normalized"] == 1)]
         assert audited["none verdict"].tolist() == ["suspicious"]
         assert frame["none verdict"].notna().sum() == 1
@@ -143,10 +142,10 @@ def test_a_mark_stands_at_the_audited_figure_and_has_the_gravest_seed(results: R
 
 @quick
 def test_no_name_has_a_mark(results: Results) -> None:
-    exhibits = {artefact.name: artefact for artefact in all_artefacts(results)}
+    exhibits = {artefact.name: artefact for artefact in all_exhibits(results)}
     assert {"table2-clean-accuracy", "worst-case-advantage-linf", "audit-indicators", "claims"} <= set(exhibits)
     for name, artefact in exhibits.items():
-        for cell in artefact.grid.headers if artefact.grid else ():
+        for cell in artefact.headers:
             assert cell[-1:] not in VERDICT_MARKS.values(), f"{name}: {cell}"
     assert f"Not audited here: the audit was of {UNDER}." in exhibits["worst-case-advantage-linf"].caption
     shown = interactive_figure(panels(results), seeds=2, decimals=1)
@@ -193,9 +192,9 @@ def test_where_one_thing_of_the_number_differs_there_is_no_verdict(tmp_path: Pat
     found = sort_results(load_run(run.write(tmp_path)))
     for metric in ("robust_accuracy", "survival_rate"):
         for table in main_tables(found, metric):
-            assert marked(table.grid) == {}
+            assert marked(table) == {}
             assert "Not audited here: the audit was of " in table.caption
-            assert not any("verdict" in column for column in table.frame().columns)
+            assert not any("verdict" in column for column in table.frame.columns)
     notes = {note.title: note for note in run_notes(found.run)}
     assert notes["Not audited: all methods"].level == "warning"
     assert "What was audited is another number: " in notes["Not audited: all methods"].text
@@ -209,8 +208,8 @@ def test_only_the_radius_and_norm_that_were_audited_are_marked(tmp_path: Path) -
     }
     run = audited_run(audits, eps={"linf": [0.5, 1.0], "l2": [0.5, 1.0]})
     linf, l2 = main_tables(sort_results(load_run(run.write(tmp_path))))
-    assert marked(linf.grid) == {}
-    assert marked(l2.grid) == {("PGD", "0.5", "No dropout"): "✓"}
+    assert marked(linf) == {}
+    assert marked(l2) == {("PGD", "0.5", "No dropout"): "✓"}
     assert "Not audited here: the audit was of" in linf.caption
     assert "Beside a figure: ✓ believable, by the audit of" in l2.caption
 
@@ -220,14 +219,14 @@ def test_a_sample_of_the_images_is_said_to_be_one(tmp_path: Path) -> None:
     run = audited_run({("none", seed): few for seed in (0, 1)})
     found = sort_results(load_run(run.write(tmp_path)))
     (table,) = main_tables(found)
-    assert marked(table.grid) == {("PGD", "1", "No dropout"): "✓"}
+    assert marked(table) == {("PGD", "1", "No dropout"): "✓"}
     assert "ε = 1 normalised (0.25 pixel), on 200 of the 1,000 images" in table.caption
 
 
 def test_a_mean_is_believable_only_if_all_its_seeds_are(tmp_path: Path) -> None:
     found = sort_results(load_run(audited_run({("none", 0): GOOD, ("fdd-2d", 0): BAD}).write(tmp_path)))
     (table,) = main_tables(found)
-    assert marked(table.grid) == {("PGD", "1", "FDD-2D"): "✗"}
+    assert marked(table) == {("PGD", "1", "FDD-2D"): "✗"}
     titles = [note.title for note in run_notes(found.run)]
     assert "Not audited: No dropout (seed 1), FDD-2D (seed 1), SAP" in titles
 
@@ -238,7 +237,7 @@ def test_too_few_attacked_images_give_no_verdict(tmp_path: Path) -> None:
     run = audited_run({("none", 0): few, ("none", 1): few, ("fdd-2d", 0): replace(BAD, n_images=100, clean=0.02)})
     found = sort_results(load_run(run.write(tmp_path)))
     (table,) = main_tables(found)
-    assert marked(table.grid) == {("PGD", "1", "No dropout"): "○", ("PGD", "1", "FDD-2D"): "✗"}
+    assert marked(table) == {("PGD", "1", "No dropout"): "○", ("PGD", "1", "FDD-2D"): "✗"}
     notes = {note.title: note for note in run_notes(found.run)}
     assert notes["No verdict: No dropout"].level == "warning"
     assert f"below {LEAST_ATTACKED} of them" in notes["No verdict: No dropout"].text
@@ -319,15 +318,15 @@ def test_a_comparison_with_the_paper_has_the_marks(tmp_path: Path) -> None:
         manifest={"dataset": {"name": "fashion-mnist", "title": "Fashion-MNIST", "n_test": 10_000}},
     )
     comparison = compare(sort_results(load_run(run.write(tmp_path))))
-    grid = figures_grid(comparison, next(place for place in comparison.places if place.name == "table3"))
+    grid = figures_table(comparison, next(place for place in comparison.places if place.name == "table3"))
     cells = [cell for row in grid.rows for cell in row if cell[-1:] in VERDICT_MARKS.values()]
     assert [cell[-1] for cell in cells] == ["?", "✗"]
     assert "✗ not believable, by the audit of" in grid.caption
-    assert "Beats Non-dropout" in summary_grid(comparison).headers
+    assert "Beats Non-dropout" in summary_table(comparison).headers
 
 
 def test_labels_stay_as_they_are(results: Results) -> None:
-    frame = main_tables(results)[0].frame()
+    frame = main_tables(results)[0].frame
     assert {"none", "fdd-2d", "sap"} <= set(frame.columns)
     assert not any(mark in column for column in frame.columns for mark in VERDICT_MARKS.values())
 
@@ -377,16 +376,16 @@ def exhibits(results: Results) -> dict[str, Any]:
 @quick
 def test_the_table_of_verdicts(results: Results) -> None:
     found = exhibits(results)["audit-verdicts"]
-    assert found.grid.headers == (
+    assert found.headers == (
         *("Method", "Seed", "Verdict", "Failed tests", "Clean (%)", "Audited (%)", "Worst found (%)", "Gap"),
     )
-    assert found.grid.rows == (
+    assert found.rows == (
         ("No dropout", "0", "✓ believable", "–", "90.0", "50.0", "49.0", "1.0"),
         ("", "1", "? suspicious", "Loss still rising at the end", "90.0", "50.0", "45.0", "5.0"),
         ("FDD-2D", "0", "✗ not believable", "Input gradients of zero, Unbounded budget", "90.0", "60.0", "1.2", "58.8"),
         ("", "1", "✓ believable", "–", "90.0", "50.0", "49.0", "1.0"),
     )
-    assert found.grid.alarms == {2}
+    assert found.alarms == {2}
     assert f"under {UNDER.rpartition(', ')[0]}" in found.caption
     assert "docs/audit.md" in found.caption
     assert found.frame["failed"].tolist() == ["", "loss-at-end", "zero-gradients unbounded", ""]
@@ -398,15 +397,15 @@ def test_radii_that_differ_have_a_column(tmp_path: Path) -> None:
     frame = GOOD.verdict_table().assign(norm="l2", eps_pixel=0.5, eps_normalized=2.0)
     write_analysis(path, "audit_verdict", frame, method="none", seed=0, key="key")
     found = exhibits(sort_results(load_run(path)))["audit-verdicts"]
-    assert found.grid.headers[3] == "Under"
-    assert found.grid.rows[0][3] == GOOD.attack + ", L2, ε = 2 normalised (0.5 pixel)"
+    assert found.headers[3] == "Under"
+    assert found.rows[0][3] == GOOD.attack + ", L2, ε = 2 normalised (0.5 pixel)"
 
 
 @quick
 def test_the_matrix_has_the_gravest_seed_of_every_test(results: Results) -> None:
     found = exhibits(results)["audit-indicators"]
-    assert found.grid.headers == ("Test", "Fails if", "No dropout", "FDD-2D")
-    by_test = {row[0]: row[2:] for row in found.grid.rows}
+    assert found.headers == ("Test", "Fails if", "No dropout", "FDD-2D")
+    by_test = {row[0]: row[2:] for row in found.rows}
     assert by_test == {
         "1. Random forward pass": ("–", "–"),
         "3. Input gradients of zero (%)": ("✓ 0.375", "✗ 0.375"),
@@ -414,7 +413,7 @@ def test_the_matrix_has_the_gravest_seed_of_every_test(results: Results) -> None
         "9. Loss still rising at the end": ("✗ 1.13", "✓ 1.13"),
         "15. Size of the logits (points)": ("✓ 1.88", "✓ 1.88"),
     }
-    assert found.grid.marks == {(1, 3), (2, 3), (3, 2)}
+    assert found.marks == {(1, 3), (2, 3), (3, 2)}
     # The data: every test of every model, with the images concerned.
     assert len(found.frame) == 4 * len(INDICATORS)
     row = found.frame[(found.frame["method"] == "fdd-2d") & (found.frame["name"] == "unbounded")].iloc[0]
@@ -424,13 +423,13 @@ def test_the_matrix_has_the_gravest_seed_of_every_test(results: Results) -> None
 @quick
 def test_findings_of_what_failed(results: Results) -> None:
     found = exhibits(results)["audit-findings"]
-    assert found.grid.headers == ("Method", "Seed", "Test", "Outcome", "Finding", "Source")
-    assert [row[:4] for row in found.grid.rows] == [
+    assert found.headers == ("Method", "Seed", "Test", "Outcome", "Finding", "Source")
+    assert [row[:4] for row in found.rows] == [
         ("No dropout", "1", "9. Loss still rising at the end", "✗ alarm"),
         ("FDD-2D", "0", "3. Input gradients of zero", "✗ alarm"),
         ("", "", "5. Unbounded budget", "✗ alarm"),
     ]
-    assert found.grid.rows[0][4:] == ("What loss-at-end found: alarm. Images concerned: 3.", "Somebody 2019")
+    assert found.rows[0][4:] == ("What loss-at-end found: alarm. Images concerned: 3.", "Somebody 2019")
     assert "docs/audit.md" in found.caption
 
 
@@ -440,13 +439,13 @@ def test_advice_is_shown_where_the_audit_gives_some(tmp_path: Path) -> None:
     frame = BAD.indicator_table().assign(advice="Divide the logits.")
     write_analysis(path, "audit_indicators", frame, method="mine", seed=-1, key="key")
     found = exhibits(sort_results(load_run(path)))["audit-findings"]
-    assert found.grid.headers[-2:] == ("What to do", "Source")
-    assert found.grid.rows[0][-2] == "Divide the logits."
+    assert found.headers[-2:] == ("What to do", "Source")
+    assert found.rows[0][-2] == "Divide the logits."
 
 
 def drawn(results: Results, monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     figures: list[Figure] = []
-    monkeypatch.setattr("robustfdd.report.audit_figures.render", lambda figure: figures.append(figure) or {})
+    monkeypatch.setattr("robustfdd.report.figures.render", lambda figure: figures.append(figure) or {})
     audit.build(results)
     return figures
 
@@ -568,7 +567,7 @@ def test_an_audit_by_itself_has_a_page_that_begins_with_the_verdict(
         Console(file=file).print(main_table_text(run))
     # For a single model, what every test found.
     findings = exhibits(sort_results(run))["audit-findings"]
-    assert len(findings.grid.rows) == len(INDICATORS)
+    assert len(findings.rows) == len(INDICATORS)
     assert not (path / "report" / "tables" / "results.csv").exists()
 
 
@@ -596,7 +595,7 @@ def test_audits_of_runs_put_together(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     (table,) = main_tables(sort_results(combine([load_run(part) for part in parts])))
-    assert marked(table.grid) == {("PGD", "1", "No dropout"): "?", ("PGD", "1", "FDD-2D"): "✗"}
+    assert marked(table) == {("PGD", "1", "No dropout"): "?", ("PGD", "1", "FDD-2D"): "✗"}
 
 
 def test_one_line_a_model_for_the_terminal(tmp_path: Path) -> None:
@@ -624,13 +623,8 @@ def test_one_line_a_model_for_the_terminal(tmp_path: Path) -> None:
 
 @quick
 def test_the_marks_in_latex_need_no_further_package(tmp_path: Path, results: Results) -> None:
-    grids = [table.grid for table in main_tables(results)]
-    grids += [
-        replace(a.grid, name=a.name, title=a.title, caption=a.caption)
-        for a in all_artefacts(results)
-        if a.grid is not None
-    ]
-    body = "".join(to_latex(grid, label=grid.name) for grid in grids)
+    tables = [exhibit for exhibit in [*main_tables(results), *all_exhibits(results)] if exhibit.headers]
+    body = "".join(to_latex(exhibit, label=exhibit.name) for exhibit in tables)
     assert re.search(r"\d (?:\$\\pm\$ \d+\.\d )?\$\\times\$", body)
     assert r"$\surd$ 0.375" in body
     assert r"{[}U+" not in body

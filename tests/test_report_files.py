@@ -18,9 +18,9 @@ import pytest
 from report_runs import FakeRun, Key
 
 from robustfdd.errors import ConfigurationError, RunDirectoryError
+from robustfdd.paper.exhibits import table2
 from robustfdd.records import Failure, load_run
 from robustfdd.report import write_report
-from robustfdd.report.artefacts import table2
 from robustfdd.report.curves import interactive_figure, panels
 from robustfdd.report.latex import escape, to_latex
 from robustfdd.report.results import sort_results
@@ -314,11 +314,10 @@ def test_wide_tables_fit_a_plain_article(pdflatex: str, tmp_path: Path) -> None:
         epochs=1,
     )
     results = sort_results(load_run(run.write(tmp_path)))
-    found = [*main_tables(results), *(artefact for artefact in table2.build(results))]
-    grids = [item.grid for item in found if item.grid is not None]
-    assert len(grids) == 2
-    assert "90.86 ± 0.01" in grids[0].rows[1]
-    body = "".join(to_latex(grid, label=grid.name) for grid in grids)
+    found = [*main_tables(results), *table2.build(results)]
+    assert len(found) == 2
+    assert "90.86 ± 0.01" in found[0].rows[1]
+    body = "".join(to_latex(exhibit, label=exhibit.name) for exhibit in found)
     (tmp_path / "wide.tex").write_text(document(tmp_path, body), encoding="ascii")
     done = subprocess.run(
         [pdflatex, "-interaction=nonstopmode", "wide.tex"], cwd=tmp_path, check=True, capture_output=True, text=True

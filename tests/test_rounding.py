@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from report_runs import FakeRun, Key
 
+from robustfdd.paper.claims import _mean, tally
+from robustfdd.paper.exhibits import table2
+from robustfdd.paper.statistics import compare, summarise
 from robustfdd.records import load_run
 from robustfdd.report.analyses import mean_and_spread
-from robustfdd.report.artefacts import table2
-from robustfdd.report.claims import _mean, _tally
 from robustfdd.report.results import sort_results
-from robustfdd.report.statistics import compare, summarise
 from robustfdd.report.study import number, signed
 from robustfdd.report.tables import aggregate, best, main_tables
 from robustfdd.rounding import exact, fixed, fixed_root, mean, rounded, share, significant, variance
@@ -98,7 +98,7 @@ def test_the_order_of_the_seeds_makes_no_difference(survivors: list[int], random
     assert summarise(values) == summarise(other)
     assert compare(values, other).difference == 0
     assert compare(values, [*other, Fraction(1, 3)]) == compare(other, [*values, Fraction(1, 3)])
-    assert _tally([_mean(values) - _mean(other)]) == (0, 0, 1)
+    assert tally([_mean(values) - _mean(other)]) == (0, 0, 1)
     assert signed(100 * (mean(values) - mean(other))) == "0.00"
 
 
@@ -122,11 +122,11 @@ def test_two_methods_of_one_mean_show_one_figure_and_one_mark(tmp_path: Path) ->
     run = FakeRun(outcome, methods=[(name, name.upper()) for name in survivors], seeds=(0, 1), eps={"linf": [1.0]})
     results = sort_results(load_run(run.write(tmp_path)))
     (table,) = main_tables(results)
-    fgsm = next(i for i, row in enumerate(table.rows) if row.attack == "fgsm")
-    cells = table.grid.rows[fgsm][3:]
+    fgsm = table.frame["attack"].tolist().index("fgsm")
+    cells = table.rows[fgsm][3:]
     assert [cell.partition(" ")[0] for cell in cells] == ["5.4", "5.4", "5.4", "2.5", "1.1"]
-    assert {j for i, j in table.marks if i == fgsm} == {0, 1, 2}
-    frame = table.frame()
+    assert {j for i, j in table.marks if i == fgsm} == {3, 4, 5}
+    frame = table.frame
     assert frame.loc[fgsm, ["a", "b", "c"]].tolist() == [5.35, 5.35, 5.35]
 
 
@@ -140,9 +140,8 @@ def test_clean_accuracy_is_taken_back_to_its_count(tmp_path: Path, order: tuple[
         clean_accuracy=lambda method, seed: accuracies[method][seed] / 100,
     )
     (found,) = table2.build(sort_results(load_run(run.write(tmp_path))))
-    assert found.grid is not None
-    assert found.grid.rows[0][1] == found.grid.rows[1][1] == "94.27 ± 0.03"
-    assert found.grid.marks == frozenset()
+    assert found.rows[0][1] == found.rows[1][1] == "94.27 ± 0.03"
+    assert found.marks == frozenset()
 
 
 @settings(max_examples=40)

@@ -45,7 +45,8 @@ from robustfdd.manifest import command_line
 from robustfdd.progress import Display
 from robustfdd.records import Failure
 from robustfdd.report import write
-from robustfdd.report.grid import Grid, to_csv, to_markdown
+from robustfdd.report.exhibit import Exhibit
+from robustfdd.report.forms import to_csv, to_markdown
 from robustfdd.report.latex import to_latex
 from robustfdd.report.write import write_report
 from robustfdd.text import on_one_screen, printable, shown
@@ -596,9 +597,10 @@ def assert_one_table(markdown: str, n_columns: int) -> None:
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
 @given(st.lists(TEXTS, min_size=3, max_size=3), TEXTS, TEXTS, st.booleans())
 def test_any_text_in_a_table_is_text(cells: list[str], title: str, caption: str, prose: bool) -> None:
-    grid = Grid("x", title, caption, tuple(cells), (tuple(cells),), 1, prose=frozenset({0} if prose else ()))
-    assert_only_text(to_latex(grid, label="x"), 3)
-    assert_one_table(to_markdown(grid), 3)
+    wrapped = frozenset({0} if prose else ())
+    table = Exhibit("x", title, caption, pd.DataFrame(), tuple(cells), (tuple(cells),), 1, prose=wrapped)
+    assert_only_text(to_latex(table, label="x"), 3)
+    assert_one_table(to_markdown(table), 3)
 
 
 @settings(max_examples=150, derandomize=True, deadline=None, database=None)
@@ -697,8 +699,8 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = {"png": b"png", "pdf": b"pdf"}
     for name in ("draw_overview", "draw_panel", "draw_training"):
         monkeypatch.setattr(write, name, lambda *_: picture)
-    real = write.all_artefacts
-    monkeypatch.setattr(write, "all_artefacts", lambda results: [a for a in real(results) if a.figure is None])
+    real = write.all_exhibits
+    monkeypatch.setattr(write, "all_exhibits", lambda results: [a for a in real(results) if a.figure is None])
 
 
 def numbered(payload: str) -> Callable[[], str]:

@@ -21,27 +21,19 @@ from robustfdd.audit.study import plan_of
 from robustfdd.cli import app
 from robustfdd.errors import RunDirectoryError
 from robustfdd.manifest import check_same_run
+from robustfdd.paper.exhibits import claims, figure3, table1, table2, table3
 from robustfdd.records import Failure, Run, load_run, read_json, write_analysis, write_json
 from robustfdd.report import combine, write_report
-from robustfdd.report.agreement import compare_engines, detail_grid
+from robustfdd.report.agreement import compare_engines, detail_table
 from robustfdd.report.analyses import analysis_table
-from robustfdd.report.artefacts import (
-    audit,
-    claims,
-    figure3,
-    minimum_norm,
-    random_forward,
-    table1,
-    table2,
-    table3,
-)
 from robustfdd.report.audit import verdicts
 from robustfdd.report.columns import COLUMNS
+from robustfdd.report.exhibits import audit, minimum_norm, random_forward
 from robustfdd.report.notes import notes
 from robustfdd.report.page import Section
 from robustfdd.report.results import sort_results
 from robustfdd.report.tables import main_tables
-from robustfdd.report.training import training_frame, training_grid
+from robustfdd.report.training import training_table
 from robustfdd.status import read_status
 
 #: What somebody's program may have put in the place of a value.
@@ -100,13 +92,12 @@ def tell(run: Run) -> None:
     agreements = compare_engines(results)
     told = notes(results, agreements)
     for metric in ("robust_accuracy", "survival_rate"):
-        assert all(len(table.grid.caption) + len(table.frame()) for table in main_tables(results, metric))
+        assert all(len(table.caption) + len(table.frame) for table in main_tables(results, metric))
     for module in (audit, claims, minimum_norm, random_forward, table1, table2, table3):
         module.build(results)
-    training_grid(results)
-    training_frame(results)
-    detail_grid(agreements, results.study)
-    section = Section(results, told, [], [], verdicts(results), {}, None, None, None, None, None, {})
+    training_table(results)
+    detail_table(agreements, results.study)
+    section = Section(results, told, verdicts(results))
     assert section.facts
     assert section.settings
     assert section.provenance
@@ -246,8 +237,7 @@ def test_images_radii_and_distances_of_results_are_checked(tmp_path: Path) -> No
     [("study", "methods", 0, "options"), ("study", "open_choices"), ("versions",), ("git",)],
 )
 def test_a_whole_page_of_what_is_read(run: Path, tmp_path: Path, place: tuple[Any, ...], monkeypatch: Any) -> None:
-    for module in ("audit_figures", "figures", "artefacts.worst_case_advantage"):
-        monkeypatch.setattr(f"robustfdd.report.{module}.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
+    monkeypatch.setattr("robustfdd.report.figures.render", lambda figure: {"png": b"png", "pdf": b"pdf"})
     whole = fake().write(tmp_path / "run")
     write_json(whole / "manifest.json", changed(read_json(whole / "manifest.json"), place, {"a": "b"}))
     assert write_report(whole).exists()

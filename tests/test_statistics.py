@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import t as student_t
 from scipy.stats import ttest_1samp, ttest_ind
 
-from robustfdd.report.statistics import compare, holm, summarise
+from robustfdd.paper.statistics import compare, holm, summarise
 
 # Hours of sleep gained by ten patients with two drugs: Cushny and Peebles (1905), in Student (1908).
 DRUG_1 = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]

@@ -14,17 +14,17 @@ import pytest
 from matplotlib.figure import Figure
 from report_runs import FakeRun, Key
 
+from robustfdd.paper.compare import compare
+from robustfdd.paper.comparison_tables import figures_table
 from robustfdd.records import Outcome, Run, load_run, read_json, write_json
 from robustfdd.report import combine, run_notes
-from robustfdd.report.artefacts import minimum_norm, worst_case_advantage
-from robustfdd.report.artefacts.minimum_norm import median_distance
-from robustfdd.report.compare import compare
-from robustfdd.report.comparison_tables import figures_grid
 from robustfdd.report.curves import panels
+from robustfdd.report.exhibits import minimum_norm, worst_case_advantage
+from robustfdd.report.exhibits.minimum_norm import median_distance
 from robustfdd.report.figures import draw_overview
 from robustfdd.report.notes import notes
 from robustfdd.report.results import Results, sort_results
-from robustfdd.report.tables import main_tables
+from robustfdd.report.tables import decimals_of, main_rows, main_tables
 from robustfdd.report.worst_case import explanation, union_grid, worst_case
 
 #: Grids of four attacks that share some radii; one has none in L2.
@@ -117,20 +117,20 @@ def test_it_is_the_last_block_of_the_tables_with_its_own_marks(tmp_path: Path) -
     results = sort_results(run)
     for metric, column in (("robust_accuracy", 0), ("survival_rate", 1)):
         table = main_tables(results, metric)[0]  # type: ignore[arg-type]
-        rows = table.rows[-5:]
+        every = main_rows(results, metric, "linf")  # type: ignore[arg-type]
+        rows = every[-5:]
         assert [(row.attack, row.title) for row in rows] == [("worst-case", "Worst case")] * 5
-        assert all(row.attack != "worst-case" for row in table.rows[:-5])
+        assert all(row.attack != "worst-case" for row in every[:-5])
         for i, row in enumerate(rows, start=len(table.rows) - 5):
-            assert row.eps is not None
             means = []
             for method, entry in zip(("none", "fdd-2d"), row.entries, strict=True):
                 expected = [by_hand(run, method, seed, "linf", row.eps.normalized)[column] for seed in (0, 1)]
                 assert entry.mean == pytest.approx(100 * np.mean(expected))
                 assert entry.std == pytest.approx(100 * np.std(expected, ddof=1))
-                means.append(round(float(100 * np.mean(expected)), table.decimals))
+                means.append(round(float(100 * np.mean(expected)), decimals_of(results, "linf")))
             best = {j for j, mean in enumerate(means) if mean == max(means)} if len(set(means)) > 1 else set()
-            assert {j for k, j in table.marks if k == i} == best
-        assert table.grid.rows[-5][0] == "Worst case"
+            assert {j - 3 for k, j in table.marks if k == i} == best
+        assert table.rows[-5][0] == "Worst case"
         assert "in L∞ through foolbox and art broke it at this ε or a smaller one" in table.caption
         assert "(FGSM, BIM, PGD, SQUARE)." in table.caption
 
@@ -148,9 +148,9 @@ def test_a_missing_record_leaves_a_gap_from_its_radius_on(tmp_path: Path) -> Non
         [0],
     ]
     assert all(worst.planned_seeds("none", step) == (0, 1) for step in range(1, 6))
-    (table, _) = main_tables(sort_results(load_run(tmp_path)))
-    assert [row.entries[0].incomplete for row in table.rows[-5:]] == [False, False, True, True, True]
-    assert [row.entries[1].incomplete for row in table.rows[-5:]] == [False] * 5
+    rows = main_rows(sort_results(load_run(tmp_path)), "robust_accuracy", "linf")[-5:]
+    assert [row.entries[0].incomplete for row in rows] == [False, False, True, True, True]
+    assert [row.entries[1].incomplete for row in rows] == [False] * 5
 
 
 def test_an_image_that_any_unit_found_wrong_before_has_not_survived(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_every_attack_is_shown_through_its_first_engine(tmp_path: Path) -> None:
     # The study's own engines come first, in its order.
     assert [study.engine_of(attack, "linf") for attack in ("apgd", "square", "fgsm")] == ["art", "native", "foolbox"]
     (table,) = main_tables(results)
-    assert [row[3] for row in table.grid.rows] == ["100", "60", "70", "80", "50"]
+    assert [row[3] for row in table.rows] == ["100", "60", "70", "80", "50"]
     assert "; engine foolbox; APGD through art; Square through native; protocol" in table.caption
     assert results.unplanned == 0
     assert [[e.mean for e in panel.curves[0].entries] for panel in panels(results)] == [
@@ -302,7 +302,7 @@ def test_transfer_has_a_gap_where_it_is_made(tmp_path: Path) -> None:
     )
     results = sort_results(load_run(run.write(tmp_path)))
     (table,) = main_tables(results)
-    assert [row[3:] for row in table.grid.rows] == [("100", "100"), ("95", "95"), ("–", "90"), ("95", "90")]
+    assert [row[3:] for row in table.rows] == [("100", "100"), ("95", "95"), ("–", "90"), ("95", "90")]
     assert "Transfer: examples made on No dropout. Transfer was not planned for No dropout." in table.caption
     (note,) = (note for note in notes(results, []) if "rest on different attacks" in note.title)
     assert (note.level, note.title) == ("warning", "The worst cases in L∞ rest on different attacks")
@@ -380,11 +380,10 @@ def distances_run(eps_unit: str = "pixel", **changes: Any) -> FakeRun:
 def test_the_median_distance_of_minimum_norm_attacks(tmp_path: Path) -> None:
     (found,) = minimum_norm.build(sort_results(load_run(distances_run().write(tmp_path))))
     assert found.section == "robust"
-    assert found.grid is not None
     # Of A: halfway between the fourth and fifth of eight, and the fourth of the four that were broken.
-    assert found.grid.headers == ("Attack", "Norm", "A", "B")
+    assert found.headers == ("Attack", "Norm", "A", "B")
     spread = f"{float(np.std([0.4, 0.4], ddof=1)):g}"
-    assert found.grid.rows == (("FMN", "L2", f"0.4 ± {spread}", "> 0.475"),)
+    assert found.rows == (("FMN", "L2", f"0.4 ± {spread}", "> 0.475"),)
     frame = found.frame.set_index(["method", "seed"])
     assert frame["median_pixel"].tolist() == pytest.approx([0.4, 0.4, math.nan, 0.2], nan_ok=True)
     assert frame.loc[("b", 0), "beyond_eps_pixel"] == 0.75
@@ -401,10 +400,8 @@ def test_distances_are_in_the_unit_of_the_study(tmp_path: Path) -> None:
     for attack in loaded.manifest["study"]["attacks"]:
         attack["eps"] = {norm: [4 * eps for eps in grid] for norm, grid in attack["eps"].items()}
     (normalized,) = minimum_norm.build(sort_results(loaded))
-    assert pixel.grid is not None
-    assert normalized.grid is not None
-    assert pixel.grid.rows[0][3] == "> 0.475"
-    assert normalized.grid.rows[0][3] == "> 1.9"
+    assert pixel.rows[0][3] == "> 0.475"
+    assert normalized.rows[0][3] == "> 1.9"
     pd.testing.assert_frame_equal(pixel.frame, normalized.frame)
 
 
@@ -458,9 +455,8 @@ def test_the_advantage_before_and_in_the_worst_case(tmp_path: Path) -> None:
     (found,) = worst_case_advantage.build(sort_results(load_run(advantage_run().write(tmp_path))))
     assert found.name == "worst-case-advantage-linf"
     assert found.section == "robust"
-    assert found.grid is not None
     # The weakest is the one that leaves most: over these methods PGD at both radii, (216 against 199), (156 : 139).
-    assert found.grid.headers == ("Method", "Against", "0.5 PGD", "1 PGD")
+    assert found.headers == ("Method", "Against", "0.5 PGD", "1 PGD")
 
     def left(method: str, step: int) -> int:
         survivors = ADVANTAGE[method]
@@ -473,14 +469,14 @@ def test_the_advantage_before_and_in_the_worst_case(tmp_path: Path) -> None:
         texts = ["0.0" if value == 0 else f"{value:+.1f}".replace("-", "−") for value in (before, after)]
         return " → ".join(texts)
 
-    assert found.grid.rows == (
+    assert found.rows == (
         ("FDD-1D", "NONE", cell("fdd-1d", "none", 0), cell("fdd-1d", "none", 1)),
         ("", "ORIGINAL", cell("fdd-1d", "original", 0), cell("fdd-1d", "original", 1)),
         ("FDD-2D", "NONE", cell("fdd-2d", "none", 0), cell("fdd-2d", "none", 1)),
         ("", "ORIGINAL", cell("fdd-2d", "original", 0), cell("fdd-2d", "original", 1)),
     )
-    assert found.grid.rows[0][2] == "+30.0 → +5.0"
-    assert found.grid.rows[2][3] == "+35.0 → +5.0"
+    assert found.rows[0][2] == "+30.0 → +5.0"
+    assert found.rows[2][3] == "+35.0 → +5.0"
     row = found.frame.set_index(["method", "baseline", "eps_normalized"]).loc[("fdd-1d", "none", 0.5)]
     assert row[["attack", "method_paper_attack", "baseline_paper_attack", "advantage_paper_attack"]].tolist() == [
         *("pgd", 70.0, 40.0, 30.0),
@@ -493,8 +489,7 @@ def test_the_advantage_before_and_in_the_worst_case(tmp_path: Path) -> None:
 def test_without_fdd_every_other_method_is_held_against_the_baseline(tmp_path: Path) -> None:
     run = advantage_run(["original", "none"])
     (found,) = worst_case_advantage.build(sort_results(load_run(run.write(tmp_path))))
-    assert found.grid is not None
-    assert [row[:2] for row in found.grid.rows] == [("ORIGINAL", "NONE")]
+    assert [row[:2] for row in found.rows] == [("ORIGINAL", "NONE")]
     assert "each method" in found.title
 
 
@@ -503,8 +498,7 @@ def test_a_method_with_its_own_recipe_is_no_baseline(tmp_path: Path) -> None:
     run = load_run(path)
     run.manifest["study"]["methods"][1]["recipe"] = {"adversarial": {"attack": "pgd"}}
     (found,) = worst_case_advantage.build(sort_results(run))
-    assert found.grid is not None
-    assert [row[:2] for row in found.grid.rows] == [("NONE", "ORIGINAL")]
+    assert [row[:2] for row in found.rows] == [("NONE", "ORIGINAL")]
 
 
 def test_one_attack_alone_leaves_nothing_to_compare(tmp_path: Path) -> None:
@@ -531,7 +525,7 @@ def test_the_printed_table_of_a_comparison_ends_with_the_worst_case(tmp_path: Pa
     )
     comparison = compare(sort_results(load_run(run.write(tmp_path))))
     table3, figure7 = (
-        figures_grid(comparison, next(p for p in comparison.places if p.name == name)) for name in ("table3", "figure7")
+        figures_table(comparison, place) for place in comparison.places if place.name in ("table3", "figure7")
     )
     assert table3.rows[-1][:5] == ("Worst case", "0.03", "run", "40", "40")
     assert set(table3.rows[-1][5:]) == {"–"}
@@ -563,5 +557,5 @@ def test_the_worst_case_of_a_combination_is_that_of_one_run(tmp_path: Path) -> N
         sort_results(combine([load_run(part) for part in parts])),
         sort_results(load_run(whole.write(tmp_path / "whole"))),
     ]
-    found, expected = (main_tables(item)[0].frame() for item in results)
+    found, expected = (main_tables(item)[0].frame for item in results)
     pd.testing.assert_frame_equal(found, expected)

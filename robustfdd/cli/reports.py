@@ -42,7 +42,7 @@ def report(
     say_plainly(out_console, f"report: {page}")
 
 
-@command("compare", "report.compare")
+@command("compare", "paper.compare")
 def compare(
     runs: Annotated[
         list[Path],
@@ -65,7 +65,7 @@ def compare(
     ] = None,
 ) -> None:
     """Hold a run against the published figures, cell by cell."""
-    from robustfdd.report.compare import compare_runs, comparison_text, write_comparisons
+    from robustfdd.paper.compare import compare_runs, comparison_text, write_comparisons
 
     comparisons = compare_runs(runs, as_dataset=as_)
     folder = write_comparisons(comparisons, out or runs[0] / "report" / "compare")

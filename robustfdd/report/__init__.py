@@ -8,16 +8,14 @@ from __future__ import annotations
 from robustfdd.report.agreement import Agreement
 from robustfdd.report.audit import audit_text
 from robustfdd.report.combine import combine
-from robustfdd.report.grid import Grid
+from robustfdd.report.exhibit import Exhibit
 from robustfdd.report.notes import Note, undefined_gradients
 from robustfdd.report.summary import disagreements, main_table_text, run_notes
-from robustfdd.report.tables import MainTable
 from robustfdd.report.write import write_report
 
 __all__ = [
     "Agreement",
-    "Grid",
-    "MainTable",
+    "Exhibit",
     "Note",
     "audit_text",
     "combine",

@@ -5,16 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations, groupby
-from typing import Any
+from itertools import combinations, groupby, product
 
 import numpy as np
-import pandas as pd
 
 from robustfdd.records import Outcome
-from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.exhibit import GAP, Column, Exhibit, data, fields, frame_of, radius, table
 from robustfdd.report.results import Place, Results
-from robustfdd.report.study import Epsilon, Study, norm_title, number, one_image, seed_text, signed
+from robustfdd.report.study import (
+    Attack,
+    Epsilon,
+    Method,
+    Study,
+    count_text,
+    norm_title,
+    number,
+    one_image,
+    seed_number,
+    seed_text,
+    signed,
+)
 from robustfdd.rounding import fixed, mean
 
 #: Two engines that run one deterministic attack on one model should find the same; more than this many percentage
@@ -27,10 +37,10 @@ class Agreement:
     """Two engines on one model, attack, norm and radius, over the test images that both have.
 
     Attributes:
-        study: its name.
-        method: the method's label; ``method_title`` is the one for people.
+        study: what was planned.
+        method: of the model.
         seed: of the training run.
-        attack: the attack's name; ``attack_title`` is the one for people.
+        attack: the attack.
         norm: ``"linf"`` or ``"l2"``.
         eps: the radius, in both units.
         engines: the two, in the study's order.
@@ -39,15 +49,12 @@ class Agreement:
         n_attacked: images that both attacked.
         n_same: those of them with the same outcome.
         n_survived: of each engine, of ``n_images``.
-        radius: in words, in every unit that there is.
     """
 
-    study: str
-    method: str
-    method_title: str
+    study: Study
+    method: Method
     seed: int
-    attack: str
-    attack_title: str
+    attack: Attack
     norm: str
     eps: Epsilon
     engines: tuple[str, str]
@@ -56,7 +63,16 @@ class Agreement:
     n_attacked: int
     n_same: int
     n_survived: tuple[int, int]
-    radius: str
+
+    @property
+    def compared(self) -> tuple[str, str, tuple[str, str]]:
+        """What is compared, of whichever model and at whichever radius: attack, norm and engines."""
+        return self.attack.name, self.norm, self.engines
+
+    @property
+    def radius(self) -> str:
+        """The radius in words, in every unit that there is."""
+        return self.study.radius(self.eps)
 
     @property
     def robust_accuracy(self) -> tuple[Fraction, Fraction]:
@@ -80,10 +96,15 @@ class Agreement:
         """Whether the two differ although they should not."""
         return self.deterministic and abs(self.difference) > TOLERANCE_POINTS
 
+    @property
+    def verdict(self) -> str:
+        """What the difference says, in a word."""
+        return "DIFFERS" if self.flagged else "ok" if self.deterministic else "random"
+
     def __str__(self) -> str:
         first, second = self.engines
         return (
-            f"{self.attack_title}, {norm_title(self.norm)}, eps {self.radius}, {self.method_title}, "
+            f"{self.attack.title}, {norm_title(self.norm)}, eps {self.radius}, {self.method.title}, "
             f"{seed_text(self.seed)}: {second} differs from {first} by {signed(self.difference)} points of robust "
             f"accuracy on {self.n_images:,} images"
         )
@@ -93,62 +114,46 @@ def compare_engines(results: Results) -> list[Agreement]:
     """Compare every pair of engines at every radius where both have a record; empty with one engine."""
     study = results.study
     found = []
-    for attack in study.attacks:
-        for norm, grid in attack.eps.items():
-            for engines in combinations(study.engines, 2):
-                for step, eps in enumerate(grid, start=1):
-                    for method in study.methods:
-                        first, second = (
-                            results.rows(Place(method.label, attack.name, norm, engine, step)) for engine in engines
-                        )
-                        for seed in sorted(first.keys() & second.keys()):
-                            a, b = first[seed], second[seed]
-                            _, i, j = np.intersect1d(
-                                a["image_index"], b["image_index"], assume_unique=True, return_indices=True
-                            )
-                            if not len(i):
-                                continue
-                            outcome_a, outcome_b = np.asarray(a["outcome"])[i], np.asarray(b["outcome"])[j]
-                            attacked = (outcome_a != Outcome.MISCLASSIFIED) & (outcome_b != Outcome.MISCLASSIFIED)
-                            found.append(
-                                Agreement(
-                                    study=study.name,
-                                    method=method.label,
-                                    method_title=method.title,
-                                    seed=seed,
-                                    attack=attack.name,
-                                    attack_title=attack.title,
-                                    norm=norm,
-                                    eps=eps,
-                                    engines=engines,
-                                    deterministic=all(
-                                        cell["deterministic"] and not cell["eot_samples"] for cell in (a, b)
-                                    ),
-                                    n_images=len(i),
-                                    n_attacked=int(attacked.sum()),
-                                    n_same=int((outcome_a == outcome_b)[attacked].sum()),
-                                    n_survived=(
-                                        int((outcome_a == Outcome.SURVIVED).sum()),
-                                        int((outcome_b == Outcome.SURVIVED).sum()),
-                                    ),
-                                    radius=study.radius(eps),
-                                )
-                            )
+    for attack, norm in study.planes:
+        radii = list(enumerate(attack.eps[norm], start=1))
+        for engines, (step, eps), method in product(combinations(study.engines, 2), radii, study.methods):
+            first, second = (results.rows(Place(method.label, attack.name, norm, name, step)) for name in engines)
+            for seed in sorted(first.keys() & second.keys()):
+                a, b = first[seed], second[seed]
+                _, i, j = np.intersect1d(a["image_index"], b["image_index"], assume_unique=True, return_indices=True)
+                if not len(i):
+                    continue
+                ours, theirs = np.asarray(a["outcome"])[i], np.asarray(b["outcome"])[j]
+                attacked = (ours != Outcome.MISCLASSIFIED) & (theirs != Outcome.MISCLASSIFIED)
+                found.append(
+                    Agreement(
+                        *(study, method, seed, attack, norm, eps, engines),
+                        deterministic=all(cell["deterministic"] and not cell["eot_samples"] for cell in (a, b)),
+                        n_images=len(i),
+                        n_attacked=int(attacked.sum()),
+                        n_same=int((ours == theirs)[attacked].sum()),
+                        n_survived=(int((ours == Outcome.SURVIVED).sum()), int((theirs == Outcome.SURVIVED).sum())),
+                    )
+                )
     return found
 
 
-def _by_attack(agreements: Sequence[Agreement]) -> list[list[Agreement]]:
-    groups = groupby(agreements, key=lambda item: (item.attack, item.norm, item.engines))
-    return [list(group) for _, group in groups]
-
-
-def _percent(share: Fraction | None) -> str:
-    return GAP if share is None else fixed(100 * share, 2)
+def _percent(n_same: int, n_attacked: int) -> str:
+    return fixed(Fraction(100 * n_same, n_attacked), 2) if n_attacked else GAP
 
 
 def _images(agreements: Sequence[Agreement]) -> str:
-    counts = sorted({item.n_images for item in agreements})
-    return f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    counts = [item.n_images for item in agreements]
+    return count_text((min(counts), max(counts)))
+
+
+def _flagged(group: Sequence[Agreement]) -> str:
+    n_flagged = sum(item.flagged for item in group)
+    return f"DIFFERS ({n_flagged})" if n_flagged else "0" if all(item.deterministic for item in group) else GAP
+
+
+def _engines(item: Agreement) -> str:
+    return f"{item.engines[1]} − {item.engines[0]}"
 
 
 def _caption(agreements: Sequence[Agreement]) -> str:
@@ -164,118 +169,69 @@ def _caption(agreements: Sequence[Agreement]) -> str:
     )
 
 
-def summary_grid(agreements: Sequence[Agreement]) -> Grid:
-    """One line for each attack, norm and pair of engines, over all methods, seeds and radii."""
-    rows, alarms = [], set()
-    for i, group in enumerate(_by_attack(agreements)):
-        attacked = sum(item.n_attacked for item in group)
-        same = Fraction(sum(item.n_same for item in group), attacked) if attacked else None
-        n_flagged = sum(item.flagged for item in group)
-        deterministic = all(item.deterministic for item in group)
-        widest = max(group, key=lambda item: abs(item.difference))
-        rows.append(
-            (
-                group[0].attack_title,
-                norm_title(group[0].norm),
-                f"{group[0].engines[1]} − {group[0].engines[0]}",
-                "yes" if deterministic else "no",
-                _images(group),
-                str(len(group)),
-                _percent(same),
-                signed(mean([item.difference for item in group])),
-                signed(widest.difference),
-                f"DIFFERS ({n_flagged})" if n_flagged else ("0" if deterministic else GAP),
-            )
-        )
-        if n_flagged:
-            alarms.add(i)
-    return Grid(
-        name="agreement",
-        title="Agreement of the engines",
-        caption=_caption(agreements) + " Cells: combinations of method, seed and ε.",
-        headers=(
-            "Attack",
-            "Norm",
-            "Engines",
-            "Deterministic",
-            "Images",
-            "Cells",
-            "Same outcome (%)",
-            "Mean difference",
-            "Widest difference",
-            "Flagged cells",
+def summary_table(agreements: Sequence[Agreement]) -> Exhibit:
+    """One line for each attack, norm and pair of engines, over all methods, seeds and radii; its data has them all."""
+    groups = [list(group) for _, group in groupby(agreements, key=lambda item: item.compared)]
+    columns: list[Column[list[Agreement]]] = [
+        Column("Attack", lambda group: group[0].attack.title, kind="name"),
+        Column("Norm", lambda group: norm_title(group[0].norm), kind="name"),
+        Column("Engines", lambda group: _engines(group[0]), kind="name"),
+        Column("Deterministic", lambda group: "yes" if all(i.deterministic for i in group) else "no", kind="name"),
+        Column("Images", _images),
+        Column("Cells", lambda group: str(len(group))),
+        Column(
+            "Same outcome (%)", lambda group: _percent(sum(i.n_same for i in group), sum(i.n_attacked for i in group))
         ),
-        rows=tuple(rows),
-        n_text=4,
-        alarms=frozenset(alarms),
-    )
-
-
-def detail_grid(agreements: Sequence[Agreement], study: Study) -> Grid:
-    """One line for each method, seed, attack, norm, radius and pair of engines."""
-    return Grid(
-        name="agreement-cells",
-        title="Agreement of the engines, cell by cell",
-        caption=_caption(agreements),
-        headers=(
-            "Attack",
-            "Norm",
-            "Method",
-            "Engines",
-            "Seed",
-            *(f"ε ({unit})" for unit in study.units_shown),
-            "Images",
-            "Attacked",
-            "Same outcome (%)",
-            "Difference",
-            "Verdict",
-        ),
-        rows=tuple(
-            (
-                item.attack_title,
-                norm_title(item.norm),
-                item.method_title,
-                f"{item.engines[1]} − {item.engines[0]}",
-                str(item.seed) if item.seed >= 0 else seed_text(item.seed),
-                *item.eps.texts(study.eps_unit),
-                f"{item.n_images:,}",
-                f"{item.n_attacked:,}",
-                _percent(item.same_outcome),
-                signed(item.difference),
-                "DIFFERS" if item.flagged else ("ok" if item.deterministic else "random"),
-            )
-            for item in agreements
-        ),
-        n_text=4,
-        rules=group_starts([f"{item.attack}\n{item.norm}\n{item.engines}" for item in agreements]),
-        alarms=frozenset(i for i, item in enumerate(agreements) if item.flagged),
-    )
-
-
-def agreement_frame(agreements: Sequence[Agreement]) -> pd.DataFrame:
-    """The comparison as data, one row a cell; shares in [0, 1], the difference in percentage points."""
-    records: list[dict[str, Any]] = [
-        {
-            "study": item.study,
-            "method": item.method,
-            "seed": item.seed,
-            "attack": item.attack,
-            "norm": item.norm,
-            "eps_normalized": item.eps.normalized,
-            "eps_pixel": item.eps.pixel,
-            "deterministic": item.deterministic,
-            "engine_a": item.engines[0],
-            "engine_b": item.engines[1],
-            "n_images": item.n_images,
-            "n_attacked": item.n_attacked,
-            "n_same": item.n_same,
-            "same_outcome": None if item.same_outcome is None else float(item.same_outcome),
-            "robust_accuracy_a": float(item.robust_accuracy[0]),
-            "robust_accuracy_b": float(item.robust_accuracy[1]),
-            "difference_points": float(item.difference),
-            "flagged": item.flagged,
-        }
-        for item in agreements
+        Column("Mean difference", lambda group: signed(mean([item.difference for item in group]))),
+        Column("Widest difference", lambda group: signed(max((item.difference for item in group), key=abs))),
+        Column("Flagged cells", _flagged),
     ]
-    frame: pd.DataFrame = pd.DataFrame.from_records(records)
-    return frame
+    return table(
+        "agreement",
+        "Agreement of the engines",
+        _caption(agreements) + " Cells: combinations of method, seed and ε.",
+        groups,
+        columns,
+        frame=frame_of(agreements, _DATA),
+        alarm=lambda group: any(item.flagged for item in group),
+    )
+
+
+#: The comparison as data, one row a cell; shares in [0, 1], the difference in percentage points.
+_DATA: list[Column[Agreement]] = [
+    *fields("study=study.name method=method.label seed attack=attack.name norm"),
+    *fields("eps_normalized=eps.normalized eps_pixel=eps.pixel deterministic"),
+    data("engine_a", lambda item: item.engines[0]),
+    data("engine_b", lambda item: item.engines[1]),
+    *fields("n_images n_attacked n_same same_outcome"),
+    data("robust_accuracy_a", lambda item: item.robust_accuracy[0]),
+    data("robust_accuracy_b", lambda item: item.robust_accuracy[1]),
+    *fields("difference_points=difference flagged"),
+]
+
+
+def detail_table(agreements: Sequence[Agreement], study: Study) -> Exhibit:
+    """One line for each method, seed, attack, norm, radius and pair of engines."""
+    columns: list[Column[Agreement]] = [
+        Column("Attack", lambda item: item.attack.title, kind="name"),
+        Column("Norm", lambda item: norm_title(item.norm), kind="name"),
+        Column("Method", lambda item: item.method.title, kind="name"),
+        Column("Engines", _engines, kind="name"),
+        Column("Seed", lambda item: seed_number(item.seed)),
+        *radius(study, lambda item: item.eps),
+        Column("Images", lambda item: f"{item.n_images:,}"),
+        Column("Attacked", lambda item: f"{item.n_attacked:,}"),
+        Column("Same outcome (%)", lambda item: _percent(item.n_same, item.n_attacked)),
+        Column("Difference", lambda item: signed(item.difference)),
+        Column("Verdict", lambda item: item.verdict),
+    ]
+    return table(
+        "agreement-cells",
+        "Agreement of the engines, cell by cell",
+        _caption(agreements),
+        agreements,
+        columns,
+        frame=frame_of(agreements, _DATA),
+        group=lambda item: item.compared,
+        alarm=lambda item: item.flagged,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from robustfdd.report.columns import check_columns
-from robustfdd.report.grid import GAP
+from robustfdd.report.exhibit import GAP
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
-from robustfdd.rounding import Figure, fixed, fixed_root, mean, share, variance
+from robustfdd.rounding import Figure, mean, share, variance, with_spread
+
+#: A method and its rows of a table.
+MethodRows: TypeAlias = tuple[Method, pd.DataFrame]
+
+#: What a caption says where figures of analyses are over several seeds.
+SPREAD = " Mean ± sample standard deviation over seeds."
 
 
 def analysis_table(results: Results, name: str, columns: Collection[str]) -> pd.DataFrame | None:
@@ -50,6 +56,11 @@ def methods_of(results: Results, frame: pd.DataFrame) -> list[Method]:
     return [method for method in results.study.methods if method.label in found]
 
 
+def by_method(results: Results, frame: pd.DataFrame) -> list[MethodRows]:
+    """The methods that have rows, in the order of the study, each with its rows."""
+    return [(method, frame[frame["method"] == method.label]) for method in methods_of(results, frame)]
+
+
 def first_of(methods: Sequence[Method], dropout: str) -> Method | None:
     """Of the methods with that dropout and no recipe of their own: that under the dropout's own name, or the first."""
     found = [method for method in methods if method.dropout == dropout and not method.settings.get("recipe")]
@@ -60,8 +71,7 @@ def mean_and_spread(values: Sequence[Figure], decimals: int) -> str:
     """The mean over seeds, and the sample standard deviation where there are several."""
     if not all(math.isfinite(value) for value in values):
         return GAP
-    spread = f" ± {fixed_root(variance(values), decimals)}" if len(values) > 1 else ""
-    return f"{fixed(mean(values), decimals)}{spread}"
+    return with_spread(mean(values), variance(values) if len(values) > 1 else None, decimals)
 
 
 def shares(rows: pd.DataFrame, column: str) -> list[Fraction]:

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from robustfdd.report.columns import listed
-from robustfdd.report.figures import drawing, render
+from robustfdd.report.figures import drawn, named, small_multiples
 from robustfdd.report.study import Method, number
 from robustfdd.report.style import style
 
@@ -42,8 +42,6 @@ PICTURES = {
 }
 #: Pictures of accuracy, whose x axis is logarithmic, from its smallest value above 0 where it has a 0.
 _LOGARITHMIC = ("unbounded", "steps", "logit-scale")
-#: Panels in a row, at most.
-_N_COLUMNS = 4
 #: Lines up to which each has its own colour and a place in the legend.
 _N_NAMED = 8
 _BOLD: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "markersize": 4}
@@ -52,16 +50,15 @@ _DASHES: tuple[Any, ...] = ("-", "--", ":", "-.")
 
 
 def _panels(n: int, *, height: float, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure with that many panels, in rows of about one length."""
-    n_rows = math.ceil(n / _N_COLUMNS)
-    n_columns = math.ceil(n / n_rows)
-    figure = Figure(figsize=(max(2.7 * n_columns, 4.2), height * n_rows + 0.7))
-    grid = list(figure.subplots(n_rows, n_columns, squeeze=False, **shared).flat)
-    for axes in grid[n:]:
-        axes.set_axis_off()
-    for i in range(n):
-        grid[i].tick_params(labelsize=8, labelbottom=i + n_columns >= n)
-    return figure, grid[:n]
+    figure, grid = small_multiples(n, width=2.7, height=height, least=4.2, rest=0.7, **shared)
+    for axes in grid:
+        axes.tick_params(labelsize=8)
+    return figure, grid
+
+
+def _label(figure: Figure, rows: pd.DataFrame) -> None:
+    figure.supxlabel(str(rows["x_title"].iloc[0]), fontsize=10)
+    figure.supylabel(str(rows["y_title"].iloc[0]), fontsize=10)
 
 
 def _scale(axes: Axes, kind: str, x: Sequence[float]) -> None:
@@ -81,87 +78,65 @@ def _scale(axes: Axes, kind: str, x: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def draw_lines(methods: Sequence[Method], rows: pd.DataFrame, kind: str) -> dict[str, bytes]:
+@drawn
+def draw_lines(methods: Sequence[Method], rows: pd.DataFrame, kind: str) -> Figure:
     """Lines by colour, the first seed solid, the further ones dashed.
 
     Args:
         methods: that have rows, in the order of the study.
         rows: of one picture, one row a line.
         kind: of the picture.
-
-    Returns:
-        The files by extension, ``png`` and ``pdf``.
     """
     series = list(dict.fromkeys(map(str, rows["series"])))
-    named = len(series) <= _N_NAMED
-    colours = {name: style(i + 3 if named else 0).colour for i, name in enumerate(series)}
+    several = len(series) <= _N_NAMED
+    colours = {name: style(i + 3 if several else 0).colour for i, name in enumerate(series)}
     accuracy = kind in _LOGARITHMIC
-    with drawing():
-        figure, grid = _panels(len(methods), height=2.1, sharex=True, sharey=accuracy)
-        lines: dict[str, Line2D] = {}
-        for axes, method in zip(grid, methods, strict=True):
-            mine = rows[rows["method"] == method.label]
-            seeds = sorted(set(mine["seed"]))
-            for row in mine.to_dict("records"):
-                name, dashes = str(row["series"]), _DASHES[seeds.index(row["seed"]) % len(_DASHES)]
-                (line,) = axes.plot(
-                    listed(row["x"]),
-                    listed(row["y"]),
-                    color=colours[name],
-                    clip_on=False,
-                    linestyle=dashes,
-                    **(_BOLD if named else _FINE),
-                )
-                lines.setdefault(name, line)
-            axes.set_title(method.title, fontsize=10)
-            axes.grid(True)
-        if accuracy:
-            grid[0].set_ylim(bottom=0)  # of all panels, once they have all their lines
-        _scale(grid[0], kind, [value for values in rows["x"] for value in listed(values)])
-        figure.supxlabel(str(rows["x_title"].iloc[0]), fontsize=10)
-        figure.supylabel(str(rows["y_title"].iloc[0]), fontsize=10)
-        if named and len(series) > 1:
-            made = figure.legend(
-                [lines[name] for name in series],
-                [str(i) for i in range(len(series))],
-                loc="outside upper center",
-                ncols=min(len(series), 4),
-                fontsize=9,
-            )
-            for text, name in zip(made.get_texts(), series, strict=True):
-                text.set_text(name)
-        return render(figure)
+    figure, grid = _panels(len(methods), height=2.1, sharex=True, sharey=accuracy)
+    lines: dict[str, Line2D] = {}
+    for axes, method in zip(grid, methods, strict=True):
+        mine = rows[rows["method"] == method.label]
+        seeds = sorted(set(mine["seed"]))
+        for row in mine.to_dict("records"):
+            name = str(row["series"])
+            look = {"color": colours[name], "linestyle": _DASHES[seeds.index(row["seed"]) % len(_DASHES)]}
+            look |= _BOLD if several else _FINE
+            (line,) = axes.plot(listed(row["x"]), listed(row["y"]), clip_on=False, **look)
+            lines.setdefault(name, line)
+        axes.set_title(method.title, fontsize=10)
+        axes.grid(True)
+    if accuracy:
+        grid[0].set_ylim(bottom=0)  # of all panels, once they have all their lines
+    _scale(grid[0], kind, [value for values in rows["x"] for value in listed(values)])
+    _label(figure, rows)
+    if several and len(series) > 1:
+        handles = [lines[name] for name in series]
+        named(figure, handles, series, loc="outside upper center", ncols=min(len(series), 4), fontsize=9)
+    return figure
 
 
-def draw_surfaces(methods: Sequence[Method], rows: pd.DataFrame) -> dict[str, bytes]:
+@drawn
+def draw_surfaces(methods: Sequence[Method], rows: pd.DataFrame) -> Figure:
     """Surfaces as heat maps with contour lines, each on a scale of its own.
 
     Args:
         methods: that have rows, in the order of the study.
         rows: of one picture, one row a surface.
-
-    Returns:
-        The files by extension, ``png`` and ``pdf``.
     """
-    order = {method.label: i for i, method in enumerate(methods)}
     titles = {method.label: method.title for method in methods}
-    records = sorted(rows.to_dict("records"), key=lambda row: order[row["method"]])
-    several = len(records) > len(methods)
-    with drawing():
-        figure, grid = _panels(len(records), height=2.4)
-        for axes, row in zip(grid, records, strict=True):
-            x, y, z = (np.asarray(listed(row[axis]), dtype=np.float64) for axis in "xyz")
-            surface = np.ma.masked_invalid(z.reshape(len(y), len(x)))
-            low, high = (float(surface.min()), float(surface.max())) if surface.count() else (0.0, 0.0)
-            axes.pcolormesh(x, y, surface, shading="nearest", cmap="viridis", rasterized=True)
-            if low < high and min(surface.shape) > 1:
-                axes.contour(x, y, surface, levels=8, colors="white", linewidths=0.4)
-                if low < 0 < high:
-                    axes.contour(x, y, surface, levels=[0.0], colors="white", linewidths=1.8, linestyles="-")
-            name = titles[row["method"]] + (f", {row['series']}" if several else "")
-            reach = f"{number(low, 3)} to {number(high, 3)}".replace("-", "−")
-            axes.set_title(f"{name}\n{reach}", fontsize=9)
-            axes.tick_params(labelbottom=True)
-        figure.supxlabel(str(rows["x_title"].iloc[0]), fontsize=10)
-        figure.supylabel(str(rows["y_title"].iloc[0]), fontsize=10)
-        return render(figure)
+    records = sorted(rows.to_dict("records"), key=lambda row: list(titles).index(row["method"]))
+    figure, grid = _panels(len(records), height=2.4)
+    for axes, row in zip(grid, records, strict=True):
+        x, y, z = (np.asarray(listed(row[axis]), dtype=np.float64) for axis in "xyz")
+        surface = np.ma.masked_invalid(z.reshape(len(y), len(x)))
+        low, high = (float(surface.min()), float(surface.max())) if surface.count() else (0.0, 0.0)
+        axes.pcolormesh(x, y, surface, shading="nearest", cmap="viridis", rasterized=True)
+        if low < high and min(surface.shape) > 1:
+            axes.contour(x, y, surface, levels=8, colors="white", linewidths=0.4)
+            if low < 0 < high:
+                axes.contour(x, y, surface, levels=[0.0], colors="white", linewidths=1.8, linestyles="-")
+        name = titles[row["method"]] + (f", {row['series']}" if len(records) > len(methods) else "")
+        reach = f"{number(low, 3)} to {number(high, 3)}".replace("-", "−")
+        axes.set_title(f"{name}\n{reach}", fontsize=9)
+        axes.tick_params(labelbottom=True)
+    _label(figure, rows)
+    return figure

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from pandas.api import types
 
@@ -15,16 +14,6 @@ from robustfdd.errors import RunDirectoryError
 
 #: What the cells of a column hold.
 Kind = Literal["text", "count", "number", "share", "truth", "numbers", "texts"]
-
-_WORDS: Mapping[Kind, str] = {
-    "text": "text",
-    "count": "whole numbers from 0",
-    "number": "numbers",
-    "share": "shares from 0 to 1",
-    "truth": "true or false",
-    "numbers": "lists of numbers",
-    "texts": "lists of text",
-}
 
 
 def _kinds(text: str = "", **columns: str) -> Mapping[str, Kind]:
@@ -94,12 +83,16 @@ def _every(test: Callable[[Any], bool]) -> Callable[[pd.Series[Any]], bool]:
     return lambda column: all(test(value) for value in column)
 
 
-def _finite(column: pd.Series[Any]) -> npt.NDArray[np.float64]:
-    return column.to_numpy(dtype=np.float64)
-
-
 def _is_number(column: pd.Series[Any]) -> bool:
     return types.is_numeric_dtype(column.dtype) and not types.is_bool_dtype(column.dtype)
+
+
+def _is_count(column: pd.Series[Any]) -> bool:
+    return types.is_integer_dtype(column.dtype) and bool((column >= 0).all())
+
+
+def _is_share(column: pd.Series[Any]) -> bool:
+    return _is_number(column) and bool(column.astype(np.float64).between(0, 1).all())
 
 
 def _is_list(value: Any, of: tuple[type, ...], kinds: str) -> bool:
@@ -110,14 +103,15 @@ def _is_list(value: Any, of: tuple[type, ...], kinds: str) -> bool:
     return whole and all(isinstance(item, of) for item in listed(value))
 
 
-_TESTS: Mapping[Kind, Callable[[pd.Series[Any]], bool]] = {
-    "text": _every(lambda value: isinstance(value, str)),
-    "count": lambda column: types.is_integer_dtype(column.dtype) and bool((column >= 0).all()),
-    "number": _is_number,
-    "share": lambda column: _is_number(column) and bool(((_finite(column) >= 0) & (_finite(column) <= 1)).all()),
-    "truth": lambda column: types.is_bool_dtype(column.dtype),
-    "numbers": _every(lambda value: _is_list(value, (int, float, np.number), "biuf")),
-    "texts": _every(lambda value: _is_list(value, (str,), "U")),
+#: How a message names each kind, and what a column of it must pass.
+_KINDS: Mapping[Kind, tuple[str, Callable[[pd.Series[Any]], bool]]] = {
+    "text": ("text", _every(lambda value: isinstance(value, str))),
+    "count": ("whole numbers from 0", _is_count),
+    "number": ("numbers", _is_number),
+    "share": ("shares from 0 to 1", _is_share),
+    "truth": ("true or false", lambda column: types.is_bool_dtype(column.dtype)),
+    "numbers": ("lists of numbers", _every(lambda value: _is_list(value, (int, float, np.number), "biuf"))),
+    "texts": ("lists of text", _every(lambda value: _is_list(value, (str,), "U"))),
 }
 
 
@@ -135,24 +129,22 @@ def check_columns(frame: pd.DataFrame, table: str, where: object, columns: Colle
     """
     kinds = COLUMNS[table]
     wanted = [name for name in kinds if name != "advice"] if columns is None else list(columns)
-    missing = sorted(set(wanted) - set(frame.columns))
-    again = "remove them, and the next analysis or audit remakes them"
-    if missing:
-        raise RunDirectoryError(f"{where}: the files {table}--* have no column {', '.join(missing)}; {again}")
-    for name, kind in kinds.items():
-        if name not in frame.columns:
-            continue
-        if not _TESTS[kind](frame[name]):
-            raise RunDirectoryError(
-                f"{where}: the column {name} of the files {table}--* must hold {_WORDS[kind]}; {again}"
-            )
+
+    files, again = f"the files {table}--*", "remove them, and the next analysis or audit remakes them"
+
+    def refuse(what: str) -> NoReturn:
+        raise RunDirectoryError(f"{where}: {what}; {again}")
+
+    if missing := sorted(set(wanted) - set(frame.columns)):
+        refuse(f"{files} have no column {', '.join(missing)}")
+    for name in (name for name in kinds if name in frame.columns):
+        words, test = _KINDS[kinds[name]]
+        if not test(frame[name]):
+            refuse(f"the column {name} of {files} must hold {words}")
         if name in _AT_LEAST_ONE and bool((frame[name] < 1).any()):
-            raise RunDirectoryError(f"{where}: the column {name} of the files {table}--* must be at least 1; {again}")
+            refuse(f"the column {name} of {files} must be at least 1")
     for (owner, name), sizes in _LENGTHS.items():
         if owner == table and {name, *sizes} <= set(frame.columns):
             lengths = [len(listed(value)) for value in frame[name]]
             if lengths != frame[list(sizes)].prod(axis="columns").tolist():
-                raise RunDirectoryError(
-                    f"{where}: the lists in the column {name} of the files {table}--* must have "
-                    f"{' times '.join(sizes)} entries; {again}"
-                )
+                refuse(f"the lists in the column {name} of {files} must have {' times '.join(sizes)} entries")

@@ -7,13 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustfdd.report.results import Metric, Results
-from robustfdd.report.study import Epsilon, Method, norm_title
+from robustfdd.report.study import Attack, Epsilon, Method, norm_title
 from robustfdd.report.style import EpsilonAxis, Style, epsilon_axis, style
 from robustfdd.report.tables import Entry, entry_at, worst_entry
 from robustfdd.report.worst_case import NAME, TITLE, WorstCase, worst_case
 
 #: How many characters are as long as the axis of the interactive figure on a narrow laptop screen.
 _CHARACTERS = 70
+_HOVER = "ε = %{customdata[0]}<br>robust accuracy %{customdata[1]} %<br>survival rate %{customdata[2]} %"
+_AXIS = {"gridcolor": "#e5e7eb", "zeroline": False}
+_LAYOUT = {
+    "template": {},
+    "font": {"family": "system-ui, sans-serif", "size": 14},
+    "height": 520,
+    "margin": {"l": 60, "r": 20, "t": 70, "b": 80},
+    "paper_bgcolor": "white",
+    "plot_bgcolor": "white",
+    "yaxis": {**_AXIS, "title": {"text": "Robust accuracy (%)"}, "range": [-2, 102]},
+    "legend": {"title": {"text": "Method (click to hide)"}},
+}
+_MENU = {"direction": "down", "showactive": True, "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
 
 
 @dataclass(frozen=True)
@@ -51,49 +64,39 @@ def _envelope(
     return clean, *(worst_entry(worst, method.label, steps[eps.key], metric) for eps in grid)
 
 
+def _curve(results: Results, i: int, attack: Attack | None, worst: WorstCase, grid: Sequence[Epsilon]) -> Curve:
+    """The curve of the method at a position of the study; of its worst case without an attack."""
+    method = results.study.methods[i]
+
+    def entries(metric: Metric) -> tuple[Entry, ...]:
+        if attack is None:
+            return _envelope(results, worst, method, grid, metric)
+        places = (results.place(method.label, attack.name, worst.norm, step) for step in range(len(grid) + 1))
+        return tuple(entry_at(results, place, metric) for place in places)
+
+    envelope = () if attack is None else _envelope(results, worst, method, grid, "robust_accuracy")
+    return Curve(method, style(i), entries("robust_accuracy"), entries("survival_rate"), envelope)
+
+
 def panels(results: Results) -> list[Panel]:
     """Every attack in every norm that it is run in, norm by norm, and last in each norm the worst case."""
     study = results.study
     found = []
     for norm in study.norms:
         worst = worst_case(results, norm)
-        for attack in study.attacks:
-            grid = attack.eps.get(norm, ())
-            if not grid:
-                continue
-            curves = []
-            for i, method in enumerate(study.methods):
-                places = [results.place(method.label, attack.name, norm, step) for step in range(len(grid) + 1)]
-                curves.append(
-                    Curve(
-                        method,
-                        style(i),
-                        tuple(entry_at(results, place, "robust_accuracy") for place in places),
-                        tuple(entry_at(results, place, "survival_rate") for place in places),
-                        _envelope(results, worst, method, grid, "robust_accuracy"),
-                    )
-                )
-            title = f"{attack.title}, {norm_title(norm)}"
-            found.append(Panel(attack.name, norm, title, epsilon_axis(grid, study.eps_unit), tuple(curves)))
-        if worst.grid:
-            envelopes = tuple(
-                Curve(
-                    method,
-                    style(i),
-                    _envelope(results, worst, method, worst.grid, "robust_accuracy"),
-                    _envelope(results, worst, method, worst.grid, "survival_rate"),
-                    (),
-                )
-                for i, method in enumerate(study.methods)
-            )
-            title = f"{TITLE}, {norm_title(norm)}"
-            found.append(Panel(NAME, norm, title, epsilon_axis(worst.grid, study.eps_unit), envelopes))
+        for attack in (*study.attacks, None):
+            grid = attack.eps.get(norm, ()) if attack else worst.grid
+            if grid:
+                name, title = (attack.name, attack.title) if attack else (NAME, TITLE)
+                curves = tuple(_curve(results, i, attack, worst, grid) for i in range(len(study.methods)))
+                axis = epsilon_axis(grid, study.eps_unit)
+                found.append(Panel(name, norm, f"{title}, {norm_title(norm)}", axis, curves))
     return found
 
 
-def _drawn(entry: Entry) -> float | None:
-    """The mean as Plotly takes it: nothing for a gap."""
-    return None if entry.mean is None else float(entry.mean)
+def _plain(text: str) -> str:
+    """A name as Plotly shows it unchanged; it would take tags and links in it for its own markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _hover(panel: Panel, curve: Curve, decimals: int) -> list[list[str]]:
@@ -103,9 +106,64 @@ def _hover(panel: Panel, curve: Curve, decimals: int) -> list[list[str]]:
     ]
 
 
-def _plain(text: str) -> str:
-    """A name as Plotly shows it unchanged; it would take tags and links in it for its own markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+def _drawn(entries: Sequence[Entry]) -> list[float | None]:
+    """The means as Plotly takes them: nothing for a gap."""
+    return [None if entry.mean is None else float(entry.mean) for entry in entries]
+
+
+def _points(panel: Panel, decimals: int) -> dict[str, list[Any]]:
+    """What the menu replaces in the traces: the curves of all methods, then the lines of their worst cases."""
+    nothing: list[list[Any]] = [[] for _ in panel.curves]
+    return {
+        "x": [list(panel.axis.positions) for _ in range(2 * len(panel.curves))],
+        "y": [*(_drawn(curve.entries) for curve in panel.curves), *(_drawn(curve.worst) for curve in panel.curves)],
+        "error_y.array": [*([entry.std for entry in curve.entries] for curve in panel.curves), *nothing],
+        "customdata": [*(_hover(panel, curve, decimals) for curve in panel.curves), *nothing],
+    }
+
+
+def _ticks(panel: Panel) -> dict[str, Any]:
+    lines = panel.axis.labels if panel.axis.two_units else panel.axis.labels[:1]
+    longest = [max(labels, key=len) for labels in zip(*lines, strict=True)]
+    shown = panel.axis.labelled(longest, _CHARACTERS)
+    return {
+        "xaxis.tickvals": [panel.axis.positions[i] for i in shown],
+        "xaxis.ticktext": ["<br>".join(labels[i] for labels in lines) for i in shown],
+        "title.text": _plain(panel.title),
+    }
+
+
+def _traces(panel: Panel, start: dict[str, list[Any]], *, seeds: int) -> list[dict[str, Any]]:
+    """Two a method: its curve, and the line of its worst case, which is hidden with the curve."""
+    curves, envelopes = [], []
+    for i, curve in enumerate(panel.curves):
+        look, title, j = curve.style, curve.method.title, len(panel.curves) + i
+        shared = {"type": "scatter", "legendgroup": str(i)}
+        spread = {"type": "data", "array": start["error_y.array"][i], "visible": seeds > 1, "thickness": 1, "width": 3}
+        curves.append(
+            {
+                **shared,
+                **{key: start[key][i] for key in ("x", "y", "customdata")},
+                "mode": "lines+markers",
+                "name": _plain(title),
+                "error_y": spread,
+                "line": {"color": look.colour, "dash": look.dash, "width": 2},
+                "marker": {"symbol": look.symbol, "size": 8, "color": look.colour},
+                "hovertemplate": _HOVER,
+            }
+        )
+        envelopes.append(
+            {
+                **shared,
+                **{key: start[key][j] for key in ("x", "y")},
+                "mode": "lines",
+                "name": _plain(f"{title}: {TITLE.lower()}"),
+                "showlegend": False,
+                "hoverinfo": "skip",
+                "line": {"color": look.colour, "width": 0.8},
+            }
+        )
+    return curves + envelopes
 
 
 def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict[str, Any]:
@@ -119,109 +177,24 @@ def interactive_figure(found: list[Panel], *, seeds: int, decimals: int) -> dict
         seeds: how many training seeds the study has; from two on, bars show their spread.
         decimals: of the percentages that are shown when the reader points at the figure.
     """
-
-    def points(panel: Panel) -> dict[str, Any]:
-        n = len(panel.curves)
-        nothing: list[list[Any]] = [[] for _ in range(n)]
-        return {
-            "x": [list(panel.axis.positions) for _ in range(2 * n)],
-            "y": [
-                *([_drawn(entry) for entry in curve.entries] for curve in panel.curves),
-                *([_drawn(entry) for entry in curve.worst] for curve in panel.curves),
-            ],
-            "error_y.array": [*([entry.std for entry in curve.entries] for curve in panel.curves), *nothing],
-            "customdata": [*(_hover(panel, curve, decimals) for curve in panel.curves), *nothing],
-        }
-
-    def ticks(panel: Panel) -> dict[str, Any]:
-        lines = panel.axis.labels if panel.axis.two_units else panel.axis.labels[:1]
-        longest = [max(labels, key=len) for labels in zip(*lines, strict=True)]
-        shown = panel.axis.labelled(longest, _CHARACTERS)
-        return {
-            "xaxis.tickvals": [panel.axis.positions[i] for i in shown],
-            "xaxis.ticktext": ["<br>".join(labels[i] for labels in lines) for i in shown],
-            "title.text": _plain(panel.title),
-        }
-
-    first = found[0]
-    title = first.axis.title
-    if first.axis.two_units:
-        main, other = first.axis.units
-        title = f"ε: {main} (upper line), {other} (lower line)"
-    start, start_ticks = points(first), ticks(first)
-    traces = [
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": _plain(curve.method.title),
-            "legendgroup": str(i),
-            "x": start["x"][i],
-            "y": start["y"][i],
-            "customdata": start["customdata"][i],
-            "error_y": {
-                "type": "data",
-                "array": start["error_y.array"][i],
-                "visible": seeds > 1,
-                "thickness": 1,
-                "width": 3,
-            },
-            "line": {"color": curve.style.colour, "dash": curve.style.dash, "width": 2},
-            "marker": {"symbol": curve.style.symbol, "size": 8, "color": curve.style.colour},
-            "hovertemplate": (
-                "ε = %{customdata[0]}<br>robust accuracy %{customdata[1]} %<br>survival rate %{customdata[2]} %"
-            ),
-        }
-        for i, curve in enumerate(first.curves)
+    changes = [(_points(panel, decimals), _ticks(panel)) for panel in found]
+    start, ticks = changes[0]
+    axis = found[0].axis
+    title = f"ε: {axis.units[0]} (upper line), {axis.units[1]} (lower line)" if axis.two_units else axis.title
+    buttons = [
+        {"label": _plain(panel.title), "method": "update", "args": list(change)}
+        for panel, change in zip(found, changes, strict=True)
     ]
-    # Hidden with the curve of the same method.
-    traces += [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": _plain(f"{curve.method.title}: {TITLE.lower()}"),
-            "legendgroup": str(i),
-            "showlegend": False,
-            "hoverinfo": "skip",
-            "x": start["x"][len(first.curves) + i],
-            "y": start["y"][len(first.curves) + i],
-            "line": {"color": curve.style.colour, "width": 0.8},
-        }
-        for i, curve in enumerate(first.curves)
-    ]
-    menu = {
-        "buttons": [
-            {"label": _plain(panel.title), "method": "update", "args": [points(panel), ticks(panel)]} for panel in found
-        ],
-        "direction": "down",
-        "showactive": True,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.02,
-        "yanchor": "bottom",
-    }
     layout = {
-        "template": {},
-        "title": {"text": start_ticks["title.text"], "x": 0.5},
-        "font": {"family": "system-ui, sans-serif", "size": 14},
-        "height": 520,
-        "margin": {"l": 60, "r": 20, "t": 70, "b": 80},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
+        **_LAYOUT,
+        "title": {"text": ticks["title.text"], "x": 0.5},
         "xaxis": {
-            "tickvals": start_ticks["xaxis.tickvals"],
-            "ticktext": start_ticks["xaxis.ticktext"],
+            **_AXIS,
+            "tickvals": ticks["xaxis.tickvals"],
+            "ticktext": ticks["xaxis.ticktext"],
             "title": {"text": title},
             "range": [-0.03, 1.03],
-            "gridcolor": "#e5e7eb",
-            "zeroline": False,
         },
-        "yaxis": {
-            "title": {"text": "Robust accuracy (%)"},
-            "range": [-2, 102],
-            "gridcolor": "#e5e7eb",
-            "zeroline": False,
-        },
-        "legend": {"title": {"text": "Method (click to hide)"}},
-        "updatemenus": [menu] if len(found) > 1 else [],
+        "updatemenus": [{**_MENU, "buttons": buttons}] if len(found) > 1 else [],
     }
-    return {"data": traces, "layout": layout}
+    return {"data": _traces(found[0], start, seeds=seeds), "layout": layout}

@@ -7,27 +7,18 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustfdd.report.grid import Grid
+from robustfdd.report.exhibit import Exhibit
 
 _SPECIAL = {
+    **{character: rf"\{character}" for character in "{}_%&#$"},
+    # A bracket or a star at the start of a row would be read as an argument of the line end before it.
+    **{character: f"{{{character}}}" for character in "[]*`"},
     "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "_": r"\_",
-    "%": r"\%",
-    "&": r"\&",
-    "#": r"\#",
-    "$": r"\$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    # A bracket or a star at the start of a row would be read as an argument of the line end before it.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-    "`": "{`}",
     "–": r"\textendash{}",
     "—": r"\textemdash{}",
     "−": "$-$",
@@ -47,37 +38,15 @@ _SPECIAL = {
     "✗": r"$\times$",
 }
 # The Greek letters that LaTeX has commands for: those that look like no Latin one.
-_GREEK = frozenset(
-    {"alpha", "beta", "gamma", "delta", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi"}
-    | {"rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi"}
-    | {"Pi", "Sigma", "Upsilon", "Phi", "Psi", "Omega"}
+_GREEK = re.compile(
+    "alpha|beta|gamma|delta|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|pi|rho|sigma|tau|upsilon|phi|chi|psi|omega|"
+    "Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega"
 )
 # Combining accents and their commands; written out, they do not depend on the document's input encoding.
-_ACCENTS = {
-    "\u0300": r"\`",
-    "\u0301": r"\'",
-    "\u0302": r"\^",
-    "\u0303": r"\~",
-    "\u0304": r"\=",
-    "\u0306": r"\u",
-    "\u0307": r"\.",
-    "\u0308": r"\"",
-    "\u030a": r"\r",
-    "\u030b": r"\H",
-    "\u030c": r"\v",
-    "\u0327": r"\c",
-}
-_LETTERS = {
-    "ß": r"\ss{}",
-    "æ": r"\ae{}",
-    "Æ": r"\AE{}",
-    "œ": r"\oe{}",
-    "Œ": r"\OE{}",
-    "ø": r"\o{}",
-    "Ø": r"\O{}",
-    "ł": r"\l{}",
-    "Ł": r"\L{}",
-}
+_ACCENTS = dict(
+    zip("\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327", "`'^~=u.\"rHvc", strict=True)
+)
+_LETTERS = {"ß": "ss", "æ": "ae", "Æ": "AE", "œ": "oe", "Œ": "OE", "ø": "o", "Ø": "O", "ł": "l", "Ł": "L"}
 _NORMS = {"L∞": r"$L_\infty$", "L2": r"$L_2$"}
 #: The line of a plain article, in points.
 _LINE = 345.0
@@ -115,13 +84,13 @@ def _character(character: str) -> str:
     if greek:
         command = greek[2].replace("LAMDA", "LAMBDA").lower()
         command = command.capitalize() if greek[1] == "CAPITAL" else command
-        if command in _GREEK:
+        if _GREEK.fullmatch(command):
             return rf"$\{command}$"
     if character in _LETTERS:
-        return _LETTERS[character]
+        return rf"\{_LETTERS[character]}{{}}"
     letter, *accents = list(unicodedata.normalize("NFD", character))
     if letter.isascii() and len(accents) == 1 and accents[0] in _ACCENTS:
-        return f"{_ACCENTS[accents[0]]}{{{letter}}}"
+        return rf"\{_ACCENTS[accents[0]]}{{{letter}}}"
     return rf"{{[}}U+{ord(character):04X}{{]}}"
 
 
@@ -165,84 +134,84 @@ def _figures(text: str, *, narrow: bool, flush: str) -> str:
     return rf"\begin{{tabular}}[t]{{@{{}}{flush}@{{}}}}{lines}\end{{tabular}}" if more else first
 
 
-def _widths(grid: Grid, *, narrow: bool) -> list[int]:
+def _widths(exhibit: Exhibit, *, narrow: bool) -> list[int]:
     """The characters of the widest line of each column; running text can be as narrow as its longest word."""
     widths = []
-    for j, header in enumerate(grid.headers):
+    for j, header in enumerate(exhibit.headers):
         lines = _lines(header, narrow=narrow)
-        for row in grid.rows:
-            lines += row[j].split() if j in grid.prose else _cell_lines(row[j], narrow=narrow)
+        for row in exhibit.rows:
+            lines += row[j].split() if j in exhibit.prose else _cell_lines(row[j], narrow=narrow)
         widths.append(max(map(len, lines), default=0))
     return widths
 
 
-def _columns(grid: Grid, size: _Size, widths: list[int]) -> list[str]:
+def _columns(exhibit: Exhibit, size: _Size, widths: list[int]) -> list[str]:
     """The type of each column; running text shares what the figures leave of the line."""
     rest = max(_LINE - _MARGIN - size.width(widths), 0)
     # In proportion to the longest text, so that all texts of a row take about as many lines.
-    wish = {j: max(len(row[j]) for row in grid.rows) for j in grid.prose if grid.rows}
+    wish = {j: max(len(row[j]) for row in exhibit.rows) for j in exhibit.prose if exhibit.rows}
     types = []
     for j, width in enumerate(widths):
         if j in wish:
             share = rest * wish[j] / max(sum(wish.values()), 1)
             types.append(rf"p{{{(width * size.character + share) / _LINE:.3f}\linewidth}}")
         else:
-            types.append("l" if j < grid.n_text else "r")
+            types.append("l" if j < exhibit.n_text else "r")
     return types
 
 
-def to_latex(grid: Grid, *, label: str) -> str:
-    """A ``table`` environment with caption and the label ``tab:LABEL``."""
-    n_columns = len(grid.headers)
-    widths = _widths(grid, narrow=False)
-    # A table of text is set small, so that its lines hold more than a word or two.
-    sizes = _SIZES[-1:] if grid.prose else _SIZES
-    size = next((size for size in sizes if size.width(widths) <= _LINE), _NARROW)
-    narrow = size is _NARROW
-    columns = _columns(grid, size, _widths(grid, narrow=narrow))
+def _tabular(exhibit: Exhibit, columns: list[str], *, narrow: bool) -> list[str]:
+    """The lines of the ``tabular`` environment, one a row."""
     # \raggedright, which suits narrow lines, makes \\ end a line of the text and not the row.
-    end = r"\tabularnewline" if grid.prose else r"\\[1.5pt]" if narrow else r"\\"
-    # LaTeX numbers its tables itself.
-    title = re.sub(r"^Table \d+: (.)", lambda found: found[1].upper(), grid.title)
-
-    def flush(column: int) -> str:
-        return "l" if column < grid.n_text else "r"
+    end = r"\tabularnewline" if exhibit.prose else r"\\[1.5pt]" if narrow else r"\\"
+    flush = ["l" if j < exhibit.n_text else "r" for j in range(len(columns))]
 
     def cell(row: int, column: int) -> str:
-        text = grid.rows[row][column]
-        if column in grid.prose:
+        text = exhibit.rows[row][column]
+        if column in exhibit.prose:
             shown = rf"\raggedright {escape(text)}"
         else:
-            shown = _figures(text, narrow=narrow, flush=flush(column))
-        return rf"\textbf{{{shown}}}" if (row, column) in grid.marks else shown
+            shown = _figures(text, narrow=narrow, flush=flush[column])
+        return rf"\textbf{{{shown}}}" if (row, column) in exhibit.marks else shown
 
-    headers = [_header(text, narrow=narrow, flush=flush(j)) for j, text in enumerate(grid.headers)]
-    tabular = [
+    headers = [_header(text, narrow=narrow, flush=flush[j]) for j, text in enumerate(exhibit.headers)]
+    lines = [
         rf"\begin{{tabular}}{{{''.join(columns)}}}",
         r"  \toprule",
         f"  {' & '.join(headers)} {end}",
         r"  \midrule",
     ]
-    for i in range(len(grid.rows)):
-        if i in grid.rules:
-            tabular.append(r"  \midrule")
-        tabular.append(f"  {' & '.join(cell(i, j) for j in range(n_columns))} {end}")
-    tabular += [r"  \bottomrule", r"\end{tabular}"]
-    if narrow:
-        # What is still too wide sticks out on both sides alike.
-        tabular = [r"\makebox[\linewidth][c]{%", *tabular, "}"]
+    for i in range(len(exhibit.rows)):
+        if i in exhibit.rules:
+            lines.append(r"  \midrule")
+        lines.append(f"  {' & '.join(cell(i, j) for j in range(len(columns)))} {end}")
+    lines += [r"  \bottomrule", r"\end{tabular}"]
+    # What is too wide even when it is narrow sticks out on both sides alike.
+    return [r"\makebox[\linewidth][c]{%", *lines, "}"] if narrow else lines
+
+
+def to_latex(exhibit: Exhibit, *, label: str) -> str:
+    """A ``table`` environment with caption and the label ``tab:LABEL``."""
+    widths = _widths(exhibit, narrow=False)
+    # A table of text is set small, so that its lines hold more than a word or two.
+    sizes = _SIZES[-1:] if exhibit.prose else _SIZES
+    size = next((size for size in sizes if size.width(widths) <= _LINE), _NARROW)
+    narrow = size is _NARROW
+    columns = _columns(exhibit, size, _widths(exhibit, narrow=narrow))
+    # LaTeX numbers its tables itself.
+    title = re.sub(r"^Table \d+: (.)", lambda found: found[1].upper(), exhibit.title)
     lines = [
         r"% needs \usepackage{booktabs}",
         r"\begin{table}",
         r"  \centering",
-        rf"  \caption{{{escape(title)}. {escape(grid.caption)}}}",
+        rf"  \caption{{{escape(title)}. {escape(exhibit.caption)}}}",
         rf"  \label{{tab:{label}}}",
         # Classes differ in the space they leave below a caption that stands above; most leave none.
         r"  \vspace{4pt}",
         rf"  {size.command}",
         # The space on one side of a column.
         rf"  \setlength{{\tabcolsep}}{{{size.gap / 2:g}pt}}",
-        *(f"  {line}" for line in tabular),
+        *(f"  {line}" for line in _tabular(exhibit, columns, narrow=narrow)),
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"

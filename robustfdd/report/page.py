@@ -6,7 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -14,34 +14,18 @@ from plotly.offline import get_plotlyjs
 
 from robustfdd.records import Failure
 from robustfdd.report.audit import ModelVerdict, percent_text
-from robustfdd.report.grid import GAP, Grid
+from robustfdd.report.exhibit import GAP, Exhibit
 from robustfdd.report.notes import Note
 from robustfdd.report.results import Results, UnitState
-from robustfdd.report.study import HALF_PRECISION, PROTOCOL_MEANINGS, VERDICT_MARKS, norm_title, seed_text
-from robustfdd.report.tables import count_text, seeds_text
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A table or figure that stands by itself, as the page shows it.
-
-    Attributes:
-        name: the stem of its files and the end of its id.
-        title: its heading.
-        caption: what a reader must know about it.
-        grid: the table; None for a figure.
-        png: the figure; None for a table.
-        files: the paths of its files, relative to the page.
-        folded: whether its table is shown only when it is asked for.
-    """
-
-    name: str
-    title: str
-    caption: str
-    grid: Grid | None
-    png: bytes | None
-    files: tuple[str, ...]
-    folded: bool = False
+from robustfdd.report.study import (
+    HALF_PRECISION,
+    PROTOCOL_MEANINGS,
+    VERDICT_MARKS,
+    count_text,
+    norm_title,
+    seed_text,
+    seeds_text,
+)
 
 
 @dataclass(frozen=True)
@@ -51,30 +35,27 @@ class Section:
     Attributes:
         results: the run.
         notes: the banner.
-        robust: one grid a norm.
-        survival: one grid a norm.
         verdicts: of the audits, one a model.
+        tables: those that have a place of their own, by that place: ``"robust"`` and ``"survival"``, one a norm;
+            ``"training"``; ``"agreement"``, in short and cell by cell.
         exhibits: the tables and figures that stand by themselves, by the section of the page that they belong to.
-        agreement: the summary and the cell-by-cell grid, or None.
         interactive: the Plotly figure, or None without records.
         overview: the PNG of all panels, or None without records.
-        trained: time and size of the models, or None without training records.
         training: the PNG of the training curves, or None.
         files: the paths of the files, relative to the page, by kind.
+        links: the same by the name of the table or figure.
     """
 
     results: Results
     notes: Sequence[Note]
-    robust: Sequence[Grid]
-    survival: Sequence[Grid]
     verdicts: Sequence[ModelVerdict]
-    exhibits: Mapping[str, Sequence[Exhibit]]
-    agreement: tuple[Grid, Grid] | None
-    interactive: Mapping[str, Any] | None
-    overview: bytes | None
-    trained: Grid | None
-    training: bytes | None
-    files: Mapping[str, Sequence[str]]
+    tables: Mapping[str, Sequence[Exhibit]] = field(default_factory=dict)
+    exhibits: Mapping[str, Sequence[Exhibit]] = field(default_factory=dict)
+    interactive: Mapping[str, Any] | None = None
+    overview: bytes | None = None
+    training: bytes | None = None
+    files: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    links: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def facts(self) -> list[tuple[str, str]]:
@@ -114,26 +95,17 @@ class Section:
     @property
     def not_run(self) -> list[UnitState]:
         """Planned units that have not all of their cells and did not fail."""
-        failed = {failure.unit for failure in self.failures}
-        return [s for s in self.results.unit_states() if s.missing and s.unit.unit not in failed]
+        return self.results.not_run()
 
     @property
     def settings(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """The study as it was run: groups of (key, value)."""
-        study = self.results.run.manifest["study"]
-        groups: list[tuple[str, list[tuple[str, str]]]] = []
+        study, methods = self.results.run.manifest["study"], self.results.study.methods
         apart = ("methods", "attacks", "recipe", "model", "open_choices", "title", "description")
-        groups.append(("Study", flatten(self._told({k: v for k, v in study.items() if k not in apart}))))
-        for key in ("recipe", "model"):
-            if study.get(key):
-                groups.append((key.capitalize(), flatten(study[key])))
-        methods = self.results.study.methods
+        groups = [("Study", flatten(self._told({k: v for k, v in study.items() if k not in apart})))]
+        groups += [(key.capitalize(), flatten(study[key])) for key in ("recipe", "model") if study.get(key)]
         groups.append(("Methods", [(method.title, _in_one_line(method.settings)) for method in methods]))
-        groups += [
-            (f"Model of {method.title}", flatten(method.settings["model"]))
-            for method in methods
-            if method.settings.get("model")
-        ]
+        groups += [(f"Model of {m.title}", flatten(m.settings["model"])) for m in methods if m.settings.get("model")]
         for attack in self.results.study.attacks:
             rest = {key: value for key, value in attack.settings.items() if key != "title"}
             groups.append((f"Attack {attack.title}", flatten(rest)))
@@ -163,37 +135,32 @@ class Section:
     def provenance(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """On what, with what and from what the run was made: groups of (key, value)."""
         manifest = self.results.run.manifest
-        groups = []
-        for title, key in (
-            ("Data set", "dataset"),
-            ("Versions", "versions"),
-            ("Hardware", "hardware"),
-            ("Code", "git"),
-        ):
-            if manifest.get(key):
-                groups.append((title, flatten(manifest[key])))
-        for part in manifest.get("parts") or []:
-            own = self._told({key: value for key, value in part.items() if key not in ("name", "overrides")})
-            own["normalization"] = own.get("normalization") or "not known"
-            if all(other.get("normalization") == part.get("normalization") for other in manifest["parts"]):
-                del own["normalization"]  # it stands above
-            if (part.get("model") or {}).get("class") is None:  # what is trained here stands above
-                own.pop("model")
-            # What is the same for all parts stands once, above.
-            rest = {key: value for key, value in own.items() if not (key in manifest and value == manifest[key])}
-            groups.append((f"Run {part['name']}", flatten(rest)))
-        run = {key: manifest[key] for key in ("command", "created", "eps_scale", "format") if key in manifest}
-        if self.results.study.eps_scale is None:
-            del run["eps_scale"]
-        groups.append(("Run", flatten(run)))
-        hashes = [
-            (f"{model['method']}, {seed_text(model['seed'])}", str(model["sha256"]))
+        keys = {"Data set": "dataset", "Versions": "versions", "Hardware": "hardware", "Code": "git"}
+        groups = [(title, manifest[key]) for title, key in keys.items() if manifest.get(key)]
+        parts = manifest.get("parts") or []
+        groups += [(f"Run {part['name']}", self._of_part(part, parts)) for part in parts]
+        known = self.results.study.eps_scale is not None
+        run = ("command", "created", *(("eps_scale",) if known else ()), "format")
+        groups.append(("Run", {key: manifest[key] for key in run if key in manifest}))
+        hashes = {
+            f"{model['method']}, {seed_text(model['seed'])}": str(model["sha256"])
             for model in self.results.run.models
             if model.get("sha256")
-        ]
+        }
         if hashes:
             groups.append(("Checkpoints (SHA-256)", hashes))
-        return groups
+        return [(title, flatten(content)) for title, content in groups]
+
+    def _of_part(self, part: Mapping[str, Any], parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What is said of one of several runs: nothing that is the same for all parts, which stands once, above."""
+        manifest = self.results.run.manifest
+        own = self._told({key: value for key, value in part.items() if key not in ("name", "overrides")})
+        own["normalization"] = own.get("normalization") or "not known"
+        if all(other.get("normalization") == part.get("normalization") for other in parts):
+            del own["normalization"]
+        if (part.get("model") or {}).get("class") is None:  # what is trained here
+            own.pop("model")
+        return {key: value for key, value in own.items() if not (key in manifest and value == manifest[key])}
 
 
 def flatten(content: Any, prefix: str = "") -> list[tuple[str, str]]:

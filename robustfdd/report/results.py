@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -67,21 +67,18 @@ class Results:
 
     def values(self, place: Place, metric: Metric) -> dict[int, Fraction]:
         """A metric at a place, a fraction in [0, 1] for each seed that has one (no image attacked: no rate)."""
-        found = self.places.get(place, {})
         values = {}
-        for seed in sorted(found):
-            n_images, n_attacked, n_broken = self._counts[found[seed]]
-            of = n_images if metric == "robust_accuracy" else n_attacked
-            if of:
+        for seed, row in sorted(self.places.get(place, {}).items()):
+            n_images, n_attacked, n_broken = self._counts[row]
+            if of := n_images if metric == "robust_accuracy" else n_attacked:
                 values[seed] = Fraction(n_attacked - n_broken, of)
         return values
 
     @cached_property
     def _counts(self) -> Mapping[int, tuple[int, int, int]]:
         """By row of the records: how many images there are, were attacked, and were broken."""
-        columns = (self.run.cells[name] for name in ("n_images", "n_attacked", "n_broken"))
-        rows = zip(self.run.cells.index, *columns, strict=True)
-        return {row: (int(images), int(attacked), int(broken)) for row, images, attacked, broken in rows}
+        columns = self.run.cells[["n_images", "n_attacked", "n_broken"]].astype(int)
+        return dict(zip(columns.index, columns.itertuples(index=False, name=None), strict=True))
 
     @cached_property
     def _settings(self) -> Mapping[str, PgdSettings | None]:
@@ -118,28 +115,23 @@ class Results:
         return found
 
     @cached_property
-    def _planned(self) -> Mapping[tuple[str, str, str, str], tuple[int, ...]]:
+    def _planned(self) -> Mapping[tuple[str, str, str, str], set[int]]:
         found: dict[tuple[str, str, str, str], set[int]] = {}
         for unit in self.study.units:
             found.setdefault((unit.method, unit.attack, unit.norm, unit.engine), set()).add(unit.seed)
-        return {key: tuple(sorted(seeds)) for key, seeds in found.items()}
+        return found
 
     def planned_seeds(self, place: Place) -> tuple[int, ...]:
         """The training seeds that the plan has for a place."""
-        return self._planned.get((place.method, place.attack, place.norm, place.engine), ())
+        return tuple(sorted(self._planned.get((place.method, place.attack, place.norm, place.engine), ())))
 
     def clean_place(self, method: str, norm: str) -> Place:
         """The place from which a method's clean accuracy is read: a unit that the tables show, of this norm first.
 
         The accuracy at epsilon = 0 does not depend on attack and norm, so a failed attack leaves no gap in it.
         """
-        norms = [norm, *(other for other in self.study.norms if other != norm)]
-        places = [
-            self.place(method, attack.name, other, 0)
-            for other in norms
-            for attack in self.study.attacks
-            if other in attack.eps
-        ]
+        norms = sorted(self.study.norms, key=lambda other: other != norm)
+        places = [self.place(method, a.name, other, 0) for other in norms for a in self.study.attacks if other in a.eps]
         nowhere = Place(method, "", norm, "", 0)
         # Not every attack is planned for every method.
         return max(places, key=lambda p: (len(self.places.get(p, {})), len(self.planned_seeds(p))), default=nowhere)
@@ -150,15 +142,17 @@ class Results:
 
     def counts(self, column: str, *, norm: str | None = None) -> tuple[int, int] | None:
         """Smallest and largest count of images in a column, over the engines shown; None without records."""
-        shown = [row for p, row in self._located(norm) if p.engine == self.study.engine_of(p.attack, p.norm)]
-        cells = self.run.cells.loc[shown]
-        return (int(cells[column].min()), int(cells[column].max())) if len(cells) else None
+        shown = [
+            row
+            for place, _, row in self._located()
+            if norm in (None, place.norm) and place.engine == self.study.engine_of(place.attack, place.norm)
+        ]
+        counts = self.run.cells.loc[shown, column]
+        return (int(counts.min()), int(counts.max())) if shown else None
 
-    def _located(self, norm: str | None) -> Iterable[tuple[Place, int]]:
-        for place, seeds in self.places.items():
-            if norm in (None, place.norm):
-                for row in seeds.values():
-                    yield place, row
+    def _located(self) -> Iterator[tuple[Place, int, int]]:
+        """Every record of the plan: its place, its seed and its row."""
+        return ((place, seed, row) for place, seeds in self.places.items() for seed, row in seeds.items())
 
     def unit_states(self) -> list[UnitState]:
         """Every planned unit, in the order of the plan."""
@@ -170,27 +164,29 @@ class Results:
             states.append(UnitState(unit, len(steps), missing))
         return states
 
+    def not_run(self) -> list[UnitState]:
+        """Planned units that have not all of their cells and did not fail."""
+        failed = {failure.unit for failure in self.run.failures}
+        return [state for state in self.unit_states() if state.missing and state.unit.unit not in failed]
+
     def long_table(self) -> pd.DataFrame:
         """Every record without its per-sample columns, one row a cell, in the order of the plan."""
-        order = {name: i for i, name in enumerate(method.label for method in self.study.methods)}
-        attacks = {name: i for i, name in enumerate(attack.name for attack in self.study.attacks)}
-        norms = {name: i for i, name in enumerate(self.study.norms)}
-        engines = {name: i for i, name in enumerate(self.study.engines)}
-        located = sorted(
-            (
-                attacks[place.attack],
-                norms[place.norm],
-                engines[place.engine],
-                place.step,
-                order[place.method],
-                seed,
-                row,
-            )
-            for place, seeds in self.places.items()
-            for seed, row in seeds.items()
+        study = self.study
+        names = (
+            [attack.name for attack in study.attacks],
+            study.norms,
+            study.engines,
+            [method.label for method in study.methods],
         )
+        attacks, norms, engines, methods = ({name: i for i, name in enumerate(part)} for part in names)
+
+        def position(found: tuple[Place, int, int]) -> tuple[int, ...]:
+            p, seed, _ = found
+            return attacks[p.attack], norms[p.norm], engines[p.engine], p.step, methods[p.method], seed
+
+        rows = [row for _, _, row in sorted(self._located(), key=position)]
         columns = [name for name in ("unit", *SCHEMA.names) if name not in PER_SAMPLE]
-        frame: pd.DataFrame = self.run.cells.loc[[entry[-1] for entry in located], columns]
+        frame: pd.DataFrame = self.run.cells.loc[rows, columns]
         # A normalisation that is not known makes a normalised epsilon of nothing.
         return frame if self.study.eps_scale is not None else frame.assign(eps_normalized=np.nan)
 
@@ -199,20 +195,17 @@ class Results:
 
         Predictions at epsilon = 0 depend on the model alone, so a difference means a random forward pass.
         """
-        declared = self.eot_samples()
         first: dict[tuple[str, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
         unsteady = set()
-        for place, seeds in self.places.items():
-            for seed, row in seeds.items() if place.step == 0 else ():
-                index = np.asarray(self.run.cells.at[row, "image_index"])
-                prediction = np.asarray(self.run.cells.at[row, "clean_prediction"])
+        for place, seed, row in self._located():
+            if place.step == 0:
+                index, prediction = (np.asarray(self.run.cells.at[row, n]) for n in ("image_index", "clean_prediction"))
                 known_index, known = first.setdefault((place.method, seed), (index, prediction))
                 _, here, there = np.intersect1d(index, known_index, assume_unique=True, return_indices=True)
                 if (prediction[here] != known[there]).any():
                     unsteady.add(place.method)
-        return [
-            method.label for method in self.study.methods if method.label in unsteady and method.label not in declared
-        ]
+        unsteady -= set(self.eot_samples())
+        return [method.label for method in self.study.methods if method.label in unsteady]
 
     def eot_samples(self) -> dict[str, tuple[int, ...]]:
         """How many passes each method with a declared random forward was attacked with, for one gradient.
@@ -223,9 +216,8 @@ class Results:
         """
         column = self.run.cells["eot_samples"]
         recorded: dict[str, set[int]] = {}
-        for place, seeds in self.places.items():
-            for row in seeds.values():
-                recorded.setdefault(place.method, set()).add(int(column.loc[row]))
+        for place, _, row in self._located():
+            recorded.setdefault(place.method, set()).add(int(column.loc[row]))
         numbers = {
             method.label: tuple(sorted(recorded.get(method.label, {method.eot_samples}) - {0}))
             for method in self.study.methods
@@ -242,11 +234,10 @@ class Results:
         for model in self.run.models:
             facts.setdefault(str(model.get("method")), []).append((model.get("seed"), model.get("weights_sha256")))
         trained = {label for label, found in facts.items() if all(digest for _, digest in found)}
-        for place, seeds in self.places.items():
-            cell = (place.attack, place.norm, place.engine, place.step)
-            for seed, row in seeds.items() if place.method in trained else ():
-                prediction = np.asarray(self.run.cells.at[row, "prediction"])
-                facts[place.method].append((*cell, seed, prediction.tobytes()))
+        for place, seed, row in self._located():
+            if place.method in trained:
+                prediction = np.asarray(self.run.cells.at[row, "prediction"]).tobytes()
+                facts[place.method].append((place.attack, place.norm, place.engine, place.step, seed, prediction))
         groups: dict[frozenset[tuple[object, ...]], list[str]] = {}
         for method in self.study.methods:
             if method.label in trained:
@@ -276,9 +267,8 @@ def sort_results(run: Run) -> Results:
     audits = read_audits(study, run.analyses.get(VERDICT_TABLE), run.path / "analysis")
     planned = {(unit.method, unit.seed, unit.attack, unit.norm, unit.engine) for unit in study.units}
     steps = {
-        (attack.name, norm): {eps.key: step for step, eps in enumerate(radii, start=1)}
-        for attack in study.attacks
-        for norm, radii in attack.eps.items()
+        (attack.name, norm): {eps.key: step for step, eps in enumerate(attack.eps[norm], start=1)}
+        for attack, norm in study.planes
     }
     named = {method.label for method in study.methods}
     places: dict[Place, dict[int, int]] = {}

@@ -54,6 +54,26 @@ def seed_text(seed: int) -> str:
     return f"seed {seed}" if seed >= 0 else "trained elsewhere"
 
 
+def seed_number(seed: int) -> str:
+    """The training seed of one model in a column of them."""
+    return str(seed) if seed >= 0 else seed_text(seed)
+
+
+def count_text(counts: tuple[int, int]) -> str:
+    """A number of images, or the range of it."""
+    low, high = counts
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """The training seeds in words; -1 is that of models that were not trained here."""
+    trained = [seed for seed in seeds if seed >= 0]
+    texts = [("seed " if len(trained) == 1 else "seeds ") + ", ".join(map(str, trained))] if trained else []
+    if len(trained) < len(seeds):
+        texts.append("a model trained elsewhere" if trained else "trained elsewhere")
+    return "; ".join(texts)
+
+
 def one_image(n_images: int) -> str:
     """What one of n images is worth, in percentage points, in words."""
     points = number(Fraction(100, n_images), 2)
@@ -251,10 +271,8 @@ class Study:
         """
         shown = [
             (attack, other)
-            for attack in self.attacks
-            if attacks is None or attack.name in attacks
-            for other in attack.eps
-            if norm in (None, other)
+            for attack, other in self.planes
+            if (attacks is None or attack.name in attacks) and norm in (None, other)
         ]
         found: dict[str, dict[str, list[str]]] = {}
         for attack, other in shown:
@@ -269,6 +287,11 @@ class Study:
 
         parts = [", ".join(name(*item) for item in found[engine].items()) + f" through {engine}" for engine in others]
         return "; ".join([f"engine {main}", *parts])
+
+    @property
+    def planes(self) -> list[tuple[Attack, str]]:
+        """Every attack with every norm that it is run in."""
+        return [(attack, norm) for attack in self.attacks for norm in attack.eps]
 
     def grid(self, attack: str, norm: str) -> tuple[Epsilon, ...]:
         """The radii above 0 at which an attack is run in a norm; empty if it is not."""
@@ -334,16 +357,11 @@ def read_study(manifest: Mapping[str, Any], path: Path) -> Study:
     )
     keys = ("unit", "method", "seed", "attack", "norm", "engine")
     units = tuple(
-        Unit(
-            **{key: item[key] for key in keys},
-            source=item.get("source") or None,
-            source_seed=item.get("source_seed"),
-        )
+        Unit(**{key: item[key] for key in keys}, source=item.get("source") or None, source_seed=item.get("source_seed"))
         for item in manifest["units"]
     )
     # Single attacks may name engines that the study does not.
-    named = tuple(study["engines"])
-    used = {item.engine: None for item in units}
+    named, used = tuple(study["engines"]), dict.fromkeys(item.engine for item in units)
     engines = (*(name for name in named if name in used), *(name for name in used if name not in named)) or named
     if attacks and not engines:
         raise RunDirectoryError(f"{path}: the study has attacks, but no engines")

@@ -21,17 +21,8 @@ _COLOURS = (
 # pair is Matplotlib's, the second Plotly's. There are as many markers as colours, and the number of lines has no
 # factor in common with them: styles repeat after 44.
 _MARKERS = (
-    ("o", "circle"),
-    ("s", "square"),
-    ("^", "triangle-up"),
-    ("D", "diamond"),
-    ("v", "triangle-down"),
-    ("P", "cross"),
-    ("X", "x"),
-    ("p", "pentagon"),
-    ("*", "star"),
-    ("<", "triangle-left"),
-    (">", "triangle-right"),
+    *(("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down")),
+    *(("P", "cross"), ("X", "x"), ("p", "pentagon"), ("*", "star"), ("<", "triangle-left"), (">", "triangle-right")),
 )
 _LINES = (("-", "solid"), ("--", "dash"), ("-.", "dashdot"), (":", "dot"))
 

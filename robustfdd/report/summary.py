@@ -7,7 +7,7 @@ from rich.padding import Padding
 
 from robustfdd.records import Run
 from robustfdd.report.agreement import Agreement, compare_engines
-from robustfdd.report.grid import to_rich
+from robustfdd.report.forms import to_rich
 from robustfdd.report.notes import Note, notes
 from robustfdd.report.results import sort_results
 from robustfdd.report.tables import main_tables
@@ -19,7 +19,7 @@ def main_table_text(run: Run) -> Group:
     Raises:
         RunDirectoryError: the manifest or the records are damaged.
     """
-    return Group(*(Padding(to_rich(table.grid), (0, 0, 1, 0)) for table in main_tables(sort_results(run))))
+    return Group(*(Padding(to_rich(table), (0, 0, 1, 0)) for table in main_tables(sort_results(run))))
 
 
 def disagreements(run: Run) -> list[Agreement]:

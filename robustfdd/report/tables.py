@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
-import pandas as pd
 from scipy.stats import binomtest
 
 from robustfdd.records import Verdict
-from robustfdd.report.grid import GAP, Grid, group_starts
+from robustfdd.report.exhibit import GAP, Column, Exhibit, data, radius, table
 from robustfdd.report.results import Metric, Place, Results
 from robustfdd.report.study import (
     HALF_PRECISION,
@@ -22,12 +20,14 @@ from robustfdd.report.study import (
     Epsilon,
     Method,
     Study,
+    count_text,
     file_stem,
     norm_title,
+    seeds_text,
 )
 from robustfdd.report.verdicts import marks_text
 from robustfdd.report.worst_case import NAME, TITLE, WorstCase, explanation, worst_case
-from robustfdd.rounding import Figure, exact, fixed, fixed_root, mean, rounded, variance
+from robustfdd.rounding import Figure, exact, fixed, mean, rounded, variance, with_spread
 
 #: How many values of a row are marked as the best.
 BEST = 3
@@ -35,10 +35,10 @@ BEST = 3
 #: What the caption of the table in L-infinity says of its form.
 LAYOUT = "Layout: Table 3 of Ke et al. (2020)."
 
-_TITLES: dict[Metric, str] = {
-    "robust_accuracy": "Robust accuracy (%)",
-    "survival_rate": "Survival rate (%)",
-}
+#: What the caption of a table says where the mark of :meth:`Entry.text` for missing seeds stands in it.
+INCOMPLETE = "‡ Some of the planned seeds are missing."
+
+_TITLES: dict[Metric, str] = {"robust_accuracy": "Robust accuracy (%)", "survival_rate": "Survival rate (%)"}
 
 
 @dataclass(frozen=True)
@@ -83,122 +83,18 @@ class Entry:
         """The entry as it is shown, with the mark of its verdict; a double dagger: planned seeds are missing."""
         if self.mean is None:
             return GAP
-        spread = "" if self.variance is None else f" ± {fixed_root(self.variance, decimals)}"
         mark = f" {VERDICT_MARKS[self.verdict]}" if self.verdict else ""
-        return f"{fixed(self.mean, decimals)}{spread}{'‡' if self.incomplete else ''}{mark}"
+        return f"{with_spread(self.mean, self.variance, decimals)}{'‡' if self.incomplete else ''}{mark}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One attack, or the worst case, at one radius; ``eps`` is None in the row of the clean accuracy."""
+    """One attack, or the worst case, at one radius; ``eps`` is 0 in the row of the clean accuracy."""
 
     attack: str
     title: str
-    eps: Epsilon | None
+    eps: Epsilon
     entries: tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class MainTable:
-    """One metric in one norm: attacks and radii down, methods across.
-
-    Every form of the table, from the web page to the CSV file, is made from this one object.
-
-    Attributes:
-        metric: ``"robust_accuracy"`` or ``"survival_rate"``.
-        norm: ``"linf"`` or ``"l2"``.
-        study: whose methods and units of epsilon it has.
-        columns: the methods, in the study's order.
-        rows: the clean row (robust accuracy only), one row for each attack and radius, and those of the worst case.
-        decimals: how many are shown; no more than the number of images can tell apart.
-        about: what a reader must know: data, denominator, engines, protocol, seeds, sampling error, worst case.
-        results: the run.
-    """
-
-    metric: Metric
-    norm: str
-    study: Study
-    columns: tuple[Method, ...]
-    rows: tuple[Row, ...]
-    decimals: int
-    about: str
-    results: Results
-
-    @property
-    def name(self) -> str:
-        """The stem of the table's files."""
-        return file_stem(f"{self.metric}-{self.norm}")
-
-    @property
-    def caption(self) -> str:
-        """What a reader must know, and what the audits say of the figures of this table."""
-        shown = (entry.verdict for row in self.rows for entry in row.entries)
-        return f"{self.about} {marks_text(self.results, shown, self.norm)}"
-
-    @property
-    def marks(self) -> frozenset[tuple[int, int]]:
-        """(row, column) of the best three of every row; see :func:`best`."""
-        return frozenset(
-            (i, j)
-            for i, row in enumerate(self.rows)
-            for j in best([entry.mean for entry in row.entries], self.decimals)
-        )
-
-    @property
-    def grid(self) -> Grid:
-        """The table as it is shown."""
-        attacks = [row.attack for row in self.rows]
-        starts = group_starts(attacks)
-        radii = [row.eps or ZERO for row in self.rows]
-        # A model that does not normalise has one unit, and one column is enough for it.
-        one_unit = all(eps.normalized == eps.pixel for eps in radii)
-        units = self.study.units_shown
-        units = (" = ".join(units),) if one_unit else units
-        rows = tuple(
-            (
-                row.title if i == 0 or i in starts else "",
-                *eps.texts(self.study.eps_unit)[: len(units)],
-                *(entry.text(self.decimals) for entry in row.entries),
-            )
-            for i, (row, eps) in enumerate(zip(self.rows, radii, strict=True))
-        )
-        return Grid(
-            name=self.name,
-            title=f"{_TITLES[self.metric]}, {norm_title(self.norm)}",
-            caption=self.caption,
-            headers=(
-                "Attack",
-                *(f"ε ({unit})" for unit in units),
-                *(method.title for method in self.columns),
-            ),
-            rows=rows,
-            n_text=1,
-            marks=frozenset((i, j + 1 + len(units)) for i, j in self.marks),
-            rules=starts,
-        )
-
-    def frame(self) -> pd.DataFrame:
-        """The table as data: percent with four decimals, one column a method, more for spread and verdict."""
-        entries = [entry for row in self.rows for entry in row.entries]
-        spread, audited = any(entry.n_planned > 1 for entry in entries), any(entry.verdict for entry in entries)
-        records = []
-        for row in self.rows:
-            record: dict[str, Any] = {
-                "attack": row.attack,
-                "norm": self.norm,
-                "eps_normalized": (row.eps or ZERO).normalized if self.study.eps_scale is not None else None,
-                "eps_pixel": (row.eps or ZERO).pixel,
-            }
-            for method, entry in zip(self.columns, row.entries, strict=True):
-                record[method.label] = _rounded(entry.mean)
-                if spread:
-                    record[f"{method.label} std"] = _rounded(entry.std)
-                    record[f"{method.label} seeds"] = entry.n_seeds
-                if audited:
-                    record[f"{method.label} verdict"] = entry.verdict
-            records.append(record)
-        frame: pd.DataFrame = pd.DataFrame.from_records(records)
-        return frame
 
 
 def _rounded(value: Figure | None) -> float | None:
@@ -263,79 +159,125 @@ def worst_entry(worst: WorstCase, method: str, step: int, metric: Metric) -> Ent
     return aggregate(list(worst.values(method, step, metric).values()), len(worst.planned_seeds(method, step)))
 
 
-def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[MainTable]:
+def main_rows(results: Results, metric: Metric, norm: str) -> list[Row]:
+    """The clean row (robust accuracy only), one row for each attack and radius, and those of the worst case."""
+    study, labels = results.study, [method.label for method in results.study.methods]
+    rows = []
+    if metric == "robust_accuracy":
+        clean = (entry_at(results, results.clean_place(label, norm), metric) for label in labels)
+        rows.append(Row("clean", "Clean", ZERO, tuple(clean)))
+    for attack in study.attacks:
+        for step, eps in enumerate(attack.eps.get(norm, ()), start=1):
+            places = [results.place(label, attack.name, norm, step) for label in labels]
+            entries = tuple(entry_at(results, place, metric) for place in places)
+            rows.append(Row(attack.name, attack.title, eps, entries))
+    worst = worst_case(results, norm)
+    for step, eps in enumerate(worst.grid, start=1):
+        rows.append(Row(NAME, TITLE, eps, tuple(worst_entry(worst, label, step, metric) for label in labels)))
+    return rows
+
+
+def main_table(
+    results: Results, metric: Metric, norm: str, rows: Sequence[Row], shown: Sequence[Row] | None = None
+) -> Exhibit:
+    """One metric in one norm: attacks and radii down, methods across; the best three of every row in bold.
+
+    Args:
+        results: the run.
+        metric: what is shown.
+        norm: of the attacks.
+        rows: those of :func:`main_rows`.
+        shown: those of them that stand in the table; all when None.
+    """
+    shown = rows if shown is None else shown
+    about = _about(results, metric, norm, incomplete=any(entry.incomplete for row in rows for entry in row.entries))
+    caption = f"{about} {marks_text(results, (entry.verdict for row in shown for entry in row.entries), norm)}"
+    title = f"{_TITLES[metric]}, {norm_title(norm)}"
+    columns = _main_columns(results, norm, shown)
+    return table(file_stem(f"{metric}-{norm}"), title, caption, shown, columns, group=lambda row: row.attack)
+
+
+def _main_columns(results: Results, norm: str, rows: Sequence[Row]) -> list[Column[Row]]:
+    """One column a method; in the data percent with four decimals, and more of them for spread and verdict."""
+    study, decimals = results.study, decimals_of(results, norm)
+    entries = [entry for row in rows for entry in row.entries]
+    spread, audited = any(entry.n_planned > 1 for entry in entries), any(entry.verdict for entry in entries)
+    units: list[Column[Row]] = radius(study, lambda row: row.eps)
+    # A model that does not normalise has one unit, and one column is enough for it.
+    if all(row.eps.normalized == row.eps.pixel for row in rows):
+        units = [replace(units[0], header=f"ε ({' = '.join(study.units_shown)})")]
+
+    def columns(method: Method, i: int) -> list[Column[Row]]:
+        found: list[Column[Row]] = [
+            Column(
+                method.title,
+                lambda row: row.entries[i].text(decimals),
+                method.label,
+                lambda row: _rounded(row.entries[i].mean),
+                bold=lambda row: i in best([entry.mean for entry in row.entries], decimals),
+            )
+        ]
+        if spread:
+            found.append(data(f"{method.label} std", lambda row: _rounded(row.entries[i].std)))
+            found.append(data(f"{method.label} seeds", lambda row: row.entries[i].n_seeds))
+        if audited:
+            found.append(data(f"{method.label} verdict", lambda row: row.entries[i].verdict))
+        return found
+
+    return [
+        Column("Attack", lambda row: row.title, "attack", lambda row: row.attack, "once"),
+        data("norm", lambda _: norm),
+        data("eps_normalized", lambda row: row.eps.normalized if study.eps_scale is not None else None),
+        data("eps_pixel", lambda row: row.eps.pixel),
+        *units,
+        *(column for i, method in enumerate(study.methods) for column in columns(method, i)),
+    ]
+
+
+def main_tables(results: Results, metric: Metric = "robust_accuracy") -> list[Exhibit]:
     """The tables of a metric, one for each norm of the study: every attack through its first engine, the worst case."""
-    study = results.study
-    tables = []
-    for norm in study.norms:
-        rows = []
-        if metric == "robust_accuracy":
-            places = [results.clean_place(method.label, norm) for method in study.methods]
-            rows.append(Row("clean", "Clean", None, tuple(entry_at(results, place, metric) for place in places)))
-        for attack in study.attacks:
-            for step, eps in enumerate(attack.eps.get(norm, ()), start=1):
-                places = [results.place(method.label, attack.name, norm, step) for method in study.methods]
-                rows.append(
-                    Row(attack.name, attack.title, eps, tuple(entry_at(results, place, metric) for place in places))
-                )
-        worst = worst_case(results, norm)
-        for step, eps in enumerate(worst.grid, start=1):
-            entries = [worst_entry(worst, method.label, step, metric) for method in study.methods]
-            rows.append(Row(NAME, TITLE, eps, tuple(entries)))
-        counted = results.counts("n_images", norm=norm)
-        decimals = shown_decimals(counted[1] if counted else 0)
-        incomplete = any(entry.incomplete for row in rows for entry in row.entries)
-        about = _about(results, metric, norm, incomplete=incomplete)
-        tables.append(MainTable(metric, norm, study, study.methods, tuple(rows), decimals, about, results))
-    return tables
+    return [main_table(results, metric, norm, main_rows(results, metric, norm)) for norm in results.study.norms]
 
 
-def count_text(counts: tuple[int, int]) -> str:
-    """A number of images, or the range of it."""
-    low, high = counts
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def decimals_of(results: Results, norm: str) -> int:
+    """The decimals of the figures in a norm."""
+    counted = results.counts("n_images", norm=norm)
+    return shown_decimals(counted[1] if counted else 0)
 
 
-def seeds_text(seeds: Sequence[int]) -> str:
-    """The training seeds in words; -1 is that of models that were not trained here."""
-    trained = [seed for seed in seeds if seed >= 0]
-    texts = [("seed " if len(trained) == 1 else "seeds ") + ", ".join(map(str, trained))] if trained else []
-    if len(trained) < len(seeds):
-        texts.append("a model trained elsewhere" if trained else "trained elsewhere")
-    return "; ".join(texts)
+def over_seeds(study: Study) -> str:
+    """The training seeds in words, and what a figure with a spread is over several of them."""
+    return ("mean ± sample standard deviation over " if len(study.trained_seeds) > 1 else "") + seeds_text(study.seeds)
+
+
+def known_within(n_images: int) -> str:
+    """How exactly a share of that many images is known at worst, in words."""
+    return f"known to within ±{fixed(half_width(n_images), 1)} points at worst (binomial 95 % interval, Wilson)"
 
 
 def _about(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> str:
+    """What a reader must know: data, denominator, engines, protocol, seeds, sampling error, worst case."""
     study = results.study
-    images = results.counts("n_images", norm=norm)
-    attacked = results.counts("n_attacked", norm=norm)
+    images, attacked = results.counts("n_images", norm=norm), results.counts("n_attacked", norm=norm)
     meaning = PROTOCOL_MEANINGS.get(study.protocol)
-    engines = study.engines_text(norm=norm)
-    setting = f"{engines}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
+    setting = f"{study.engines_text(norm=norm)}; protocol {study.protocol}" + (f" ({meaning})" if meaning else "")
     if study.attack_precision == "bf16":
         setting += f"; {HALF_PRECISION}"
     if images is None or attacked is None:
         return f"{study.dataset}; {setting}; no records yet."
-    if metric == "robust_accuracy":
-        over, smallest = f"{count_text(images)} test images, all of them in the denominator", images[0]
-    else:
+    smallest = images[0]
+    over = f"{count_text(images)} test images, all of them in the denominator"
+    if metric == "survival_rate":
         smallest = attacked[0]
         over = (
             f"over the images attacked, that is those classified correctly before: {count_text(attacked)} of "
             f"{count_text(images)} test images, depending on the model"
         )
-    spread = "mean ± sample standard deviation over " if len(study.trained_seeds) > 1 else ""
-    sentences = [f"{study.dataset}; {over}; {setting}; {spread}{seeds_text(study.seeds)}."]
+    sentences = [f"{study.dataset}; {over}; {setting}; {over_seeds(study)}."]
     if smallest:
-        sentences.append(
-            f"With this many images a figure is known to within ±{fixed(half_width(smallest), 1)} points at worst "
-            "(binomial 95 % interval, Wilson)."
-        )
-    sentences += [
-        f"{attack.title}: {attack.settings['note']}"
-        for attack in study.attacks
-        if norm in attack.eps and attack.settings.get("note")
-    ]
+        sentences.append(f"With this many images a figure is {known_within(smallest)}.")
+    noted = [attack for attack in study.attacks if norm in attack.eps and attack.settings.get("note")]
+    sentences += [f"{attack.title}: {attack.settings['note']}" for attack in noted]
     if len(study.methods) > 1:
         n_marked = min(BEST, len(study.methods) - 1)
         sentences.append(f"Bold: the best {n_marked} of a row, ties included." if n_marked > 1 else "Bold: the best.")
@@ -343,5 +285,5 @@ def _about(results: Results, metric: Metric, norm: str, *, incomplete: bool) -> 
     if metric == "robust_accuracy" and norm == "linf":
         sentences.append(LAYOUT)
     if incomplete:
-        sentences.append("‡ Some of the planned seeds are missing.")
+        sentences.append(INCOMPLETE)
     return " ".join(sentences)

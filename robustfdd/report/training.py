@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
 import pandas as pd
 
-from robustfdd.report.grid import GAP, Grid
+from robustfdd.report.exhibit import GAP, Column, Exhibit, table
 from robustfdd.report.results import Results
-from robustfdd.report.tables import Entry, aggregate, seeds_text
+from robustfdd.report.study import Method, seeds_text
+from robustfdd.report.tables import Entry, aggregate
 from robustfdd.rounding import exact, fixed, mean, share
 
 _COLUMNS = ("method", "seed", "clean_accuracy", "n_test", "seconds", "parameters", "checkpoint", "sha256")
@@ -49,36 +51,28 @@ def n_test_images(results: Results) -> int | None:
     return next((int(size) for size in sizes if size), None)
 
 
-def _thousands(text: str) -> str:
-    """A figure with a comma between thousands."""
-    whole, _, decimals = text.partition(".")
-    return f"{int(whole):,}.{decimals}"
+def over_test_split(n_test: int | None) -> str:
+    """Over which images a clean accuracy is, in words."""
+    return f"all {n_test:,} test images, before any attack" if n_test else "all test images, before any attack"
 
 
-def training_grid(results: Results) -> Grid:
-    """Time and size of the models of every method, as a table."""
-    rows = []
-    for method in results.study.methods:
-        models = models_of(results, method.label)
-        seconds = [exact(model["seconds"]) for model in models if model.get("seconds") is not None]
-        parameters = [f"{model['parameters']:,}" for model in models if model.get("parameters")]
-        rows.append(
-            (
-                method.title,
-                str(len(models)),
-                _thousands(fixed(mean(seconds), 1)) if seconds else GAP,
-                parameters[0] if parameters else GAP,
-            )
-        )
-    caption = f"{results.study.dataset}; time is the mean over models ({seeds_text(results.study.trained_seeds)})."
-    headers = ("Method", "Models", "Training time (s)", "Parameters")
-    return Grid("training", "Training", caption, headers, tuple(rows), n_text=1)
+def _seconds(models: Sequence[Mapping[str, Any]]) -> str:
+    """The mean time over models, with a comma between thousands."""
+    seconds = [exact(model["seconds"]) for model in models if model.get("seconds") is not None]
+    return f"{Decimal(fixed(mean(seconds), 1)):,}" if seconds else GAP
 
 
-def training_frame(results: Results) -> pd.DataFrame:
-    """The training records as data, one row a model, in the order of the study."""
-    models = [model for method in results.study.methods for model in models_of(results, method.label)]
-    frame: pd.DataFrame = pd.DataFrame.from_records(
-        [{column: model.get(column) for column in _COLUMNS} for model in models], columns=list(_COLUMNS)
-    )
-    return frame
+def training_table(results: Results) -> Exhibit:
+    """Time and size of the models of every method; in the data one row a model, in the order of the study."""
+    study = results.study
+    models = [(method, models_of(results, method.label)) for method in study.methods]
+    columns: list[Column[tuple[Method, list[Mapping[str, Any]]]]] = [
+        Column("Method", lambda item: item[0].title, kind="name"),
+        Column("Models", lambda item: str(len(item[1]))),
+        Column("Training time (s)", lambda item: _seconds(item[1])),
+        Column("Parameters", lambda item: next((f"{m['parameters']:,}" for m in item[1] if m.get("parameters")), GAP)),
+    ]
+    records = [{name: model.get(name) for name in _COLUMNS} for _, found in models for model in found]
+    frame: pd.DataFrame = pd.DataFrame.from_records(records, columns=list(_COLUMNS))
+    caption = f"{study.dataset}; time is the mean over models ({seeds_text(study.trained_seeds)})."
+    return table("training", "Training", caption, models, columns, frame=frame)

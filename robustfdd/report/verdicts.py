@@ -18,7 +18,7 @@ from robustfdd.audited import LEAST_ATTACKED, PgdSettings
 from robustfdd.errors import RunDirectoryError
 from robustfdd.records import Verdict
 from robustfdd.report.columns import check_columns
-from robustfdd.report.study import VERDICT_MARKS, Epsilon, Study, norm_title
+from robustfdd.report.study import VERDICT_MARKS, Epsilon, Study, count_text, norm_title
 from robustfdd.rounding import share
 
 if TYPE_CHECKING:
@@ -193,8 +193,7 @@ def images_text(item: Audited, images: tuple[int, int] | None) -> str:
         return f"on {images_of}, more than the {images[0]:,} here"
     if item.n_images == images[1]:
         return f"on the same {images_of}"
-    total = f"{images[0]:,}" if images[0] == images[1] else f"{images[0]:,} to {images[1]:,}"
-    return f"on {item.n_images:,} of the {total} images"
+    return f"on {item.n_images:,} of the {count_text(images)} images"
 
 
 def numbers_text(items: Iterable[Audited], study: Study, images: tuple[int, int] | None) -> str:

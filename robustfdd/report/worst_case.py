@@ -24,6 +24,10 @@ NAME, TITLE = "worst-case", "Worst case"
 
 Outcomes = npt.NDArray[np.int8]
 
+#: Outcomes from the best to the worst: of several for one image the worst counts, so what any attack breaks is broken.
+_ORDER = np.array([Outcome.SURVIVED, Outcome.UNDEFINED, Outcome.BROKEN, Outcome.MISCLASSIFIED], dtype=np.int8)
+_RANKS = np.argsort(_ORDER)
+
 
 @dataclass(frozen=True)
 class WorstCase:
@@ -83,60 +87,46 @@ def worst_case(results: Results, norm: str) -> WorstCase:
     study = results.study
     grid = union_grid(study, norm)
     steps = {eps.key: step for step, eps in enumerate(grid, start=1)}
-    cells: dict[tuple[str, int], list[tuple[int, Place]]] = {}
+    cells: dict[tuple[str, int], dict[int, list[int | None]]] = {}
     for unit in study.units:
         if unit.norm == norm:
-            found = cells.setdefault((unit.method, unit.seed), [])
+            found = cells.setdefault((unit.method, unit.seed), {})
             for own, eps in enumerate(study.grid(unit.attack, norm), start=1):
-                found.append((steps[eps.key], Place(unit.method, unit.attack, norm, unit.engine, own)))
+                place = Place(unit.method, unit.attack, norm, unit.engine, own)
+                found.setdefault(steps[eps.key], []).append(results.places.get(place, {}).get(unit.seed))
     outcomes: dict[tuple[str, int, int], Outcomes] = {}
-    planned: dict[tuple[str, int], set[int]] = {}
-    for (method, seed), found in cells.items():
-        found.sort(key=lambda item: item[0])
-        for step in range(found[0][0], len(grid) + 1) if found else ():
-            planned.setdefault((method, step), set()).add(seed)
-        for step, outcome in _cumulated(results, found, seed, len(grid)).items():
+    planned: dict[tuple[str, int], list[int]] = {}
+    for (method, seed), found in sorted(cells.items(), key=lambda item: item[0][1]):
+        for step in range(min(found, default=len(grid) + 1), len(grid) + 1):
+            planned.setdefault((method, step), []).append(seed)
+        for step, outcome in _cumulated(results, found, len(grid)).items():
             outcomes[method, seed, step] = outcome
-    return WorstCase(norm, grid, outcomes, {key: tuple(sorted(seeds)) for key, seeds in planned.items()})
+    return WorstCase(norm, grid, outcomes, {key: tuple(seeds) for key, seeds in planned.items()})
 
 
-def _cumulated(results: Results, cells: list[tuple[int, Place]], seed: int, n_steps: int) -> dict[int, Outcomes]:
+def _cumulated(results: Results, cells: Mapping[int, Sequence[int | None]], n_steps: int) -> dict[int, Outcomes]:
     """The worst outcome of every image of one model up to each step, as far as no record is missing.
 
     Args:
         results: the run.
-        cells: the planned places with the step of their radius, by ascending step.
-        seed: of the model.
+        cells: by the step of their radius, the rows of the planned records; None for one that is missing.
         n_steps: how many radii there are.
     """
     indices, recorded = results.run.cells["image_index"], results.run.cells["outcome"]
-    rows = [(step, results.places.get(place, {}).get(seed)) for step, place in cells]
-    there = [np.asarray(indices.at[row]) for _, row in rows if row is not None]
-    if not there:
-        return {}
-    shared = reduce(np.intersect1d, there)
+    there = [np.asarray(indices.at[row]) for rows in cells.values() for row in rows if row is not None]
+    shared = reduce(np.intersect1d, there) if there else np.array([], dtype=np.int32)
     found: dict[int, Outcomes] = {}
-    wrong, broken, undefined = np.zeros((3, len(shared)), dtype=bool)
-    position = 0
-    for step in range(rows[0][0], n_steps + 1):
-        while position < len(rows) and rows[position][0] == step:
-            row = rows[position][1]
+    worst = np.zeros(len(shared), dtype=np.int8)
+    for step in range(min(cells, default=n_steps + 1), n_steps + 1):
+        for row in cells.get(step, ()):
             if row is None:
                 return found
             index = np.asarray(indices.at[row])
             order = np.argsort(index)
             outcome = np.asarray(recorded.at[row])[order[np.searchsorted(index, shared, sorter=order)]]
-            wrong |= outcome == Outcome.MISCLASSIFIED
-            broken |= outcome == Outcome.BROKEN
-            undefined |= outcome == Outcome.UNDEFINED
-            position += 1
+            worst = np.maximum(worst, _RANKS[outcome])
         if len(shared):
-            # Each writes over the one before: an image that any attack breaks is broken.
-            worst = np.full(len(shared), Outcome.SURVIVED, dtype=np.int8)
-            worst[undefined] = Outcome.UNDEFINED
-            worst[broken] = Outcome.BROKEN
-            worst[wrong] = Outcome.MISCLASSIFIED
-            found[step] = worst
+            found[step] = _ORDER[worst]
     return found
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Group
 from rich.padding import Padding
 from rich.text import Text
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.published import load
-from robustfdd.records import Run, load_run, write_atomically, write_text
-from robustfdd.report import comparison_frames as frames
-from robustfdd.report import comparison_tables as tables
+from robustfdd.paper.comparison import Comparison, compare
+from robustfdd.paper.comparison_figures import draw_differences, draw_scatter
+from robustfdd.paper.comparison_tables import (
+    figures_frame,
+    figures_table,
+    not_run_table,
+    ordering_table,
+    setup_table,
+    summary_table,
+)
+from robustfdd.paper.matching import run_dataset
+from robustfdd.paper.published import load
+from robustfdd.records import Run, load_run, write_atomically
 from robustfdd.report.combine import combine
-from robustfdd.report.comparison import Comparison, compare
-from robustfdd.report.comparison_figures import draw_differences, draw_scatter
-from robustfdd.report.grid import Grid, escape_markdown, to_csv, to_markdown, to_rich
+from robustfdd.report.forms import escape_markdown, forms, to_csv, to_markdown, to_rich
 from robustfdd.report.latex import to_latex
-from robustfdd.report.matching import run_dataset
 from robustfdd.report.results import sort_results
 from robustfdd.report.study import file_stem
 
@@ -76,54 +81,36 @@ def _facts(comparison: Comparison) -> list[str]:
 
 
 def _page(comparison: Comparison) -> str:
-    parts = [f"# {escape_markdown(comparison.results.study.title)}: beside the paper\n"]
-    parts.append("\n".join(f"- {escape_markdown(fact)}" for fact in _facts(comparison)) + "\n")
-    parts.append(to_markdown(tables.summary_grid(comparison)))
+    tables = [summary_table(comparison)]
     if comparison.setup:
-        parts.append(to_markdown(tables.setup_grid(comparison)))
-    parts += [to_markdown(tables.figures_grid(comparison, place)) for place in comparison.places]
-    parts.append(to_markdown(tables.ordering_grid(comparison)))
+        tables.append(setup_table(comparison))
+    tables += [figures_table(comparison, place) for place in comparison.places]
+    tables.append(ordering_table(comparison))
     if comparison.not_run:
-        parts.append(to_markdown(tables.not_run_grid(comparison)))
-    return "\n".join(parts)
+        tables.append(not_run_table(comparison))
+    title = f"# {escape_markdown(comparison.results.study.title)}: beside the paper\n"
+    facts = "\n".join(f"- {escape_markdown(fact)}" for fact in _facts(comparison)) + "\n"
+    return "\n".join([title, facts, *map(to_markdown, tables)])
 
 
-class _Files:
-    """Writes the files of one comparison into a folder."""
-
-    def __init__(self, folder: Path, prefix: str) -> None:
-        self._folder, self._prefix = folder, prefix
-
-    def text(self, name: str, text: str) -> None:
-        write_text(self._folder / f"{self._prefix}{name}", text)
-
-    def csv(self, name: str, frame: pd.DataFrame) -> None:
-        self.text(f"{name}.csv", to_csv(frame))
-
-    def latex(self, name: str, grids: Sequence[Grid]) -> None:
-        self.text(f"{name}.tex", "\n".join(to_latex(grid, label=f"{self._prefix}{grid.name}") for grid in grids))
-
-    def table(self, grid: Grid, frame: pd.DataFrame) -> None:
-        self.csv(grid.name, frame)
-        self.text(f"{grid.name}.md", to_markdown(grid))
-        self.latex(grid.name, [grid])
-
-    def figure(self, name: str, files: Mapping[str, bytes]) -> None:
-        for extension, content in files.items():
-            path = self._folder / f"{self._prefix}{name}.{extension}"
-            write_atomically(path, partial(Path.write_bytes, data=content))
-
-
-def _write(comparison: Comparison, files: _Files) -> None:
-    files.csv("compare", frames.figures_frame(comparison))
-    files.latex("compare", [tables.figures_grid(comparison, place) for place in comparison.places])
-    files.table(tables.ordering_grid(comparison), frames.ordering_frame(comparison))
-    files.table(tables.summary_grid(comparison), frames.summary_frame(comparison))
-    files.table(tables.setup_grid(comparison), frames.setup_frame(comparison))
-    files.csv("not-run", frames.not_run_frame(comparison))
-    files.figure("compare", draw_scatter(comparison))
-    files.figure("differences", draw_differences(comparison))
-    files.text("compare.md", _page(comparison))
+def _write(comparison: Comparison, folder: Path, prefix: str) -> None:
+    """Write the files of one comparison into a folder."""
+    tables = (figures_table(comparison, place) for place in comparison.places)
+    latex = "\n".join(to_latex(exhibit, label=f"{prefix}{exhibit.name}") for exhibit in tables)
+    texts = {
+        "compare.csv": to_csv(figures_frame(comparison, comparison.pairs)),
+        "compare.tex": latex,
+        "compare.md": _page(comparison),
+        "not-run.csv": to_csv(not_run_table(comparison).frame),
+    }
+    files = {name: text.encode() for name, text in texts.items()}
+    for exhibit in (ordering_table(comparison), summary_table(comparison), setup_table(comparison)):
+        found = forms(exhibit, label=f"{prefix}{exhibit.name}")
+        files |= {f"{exhibit.name}.{extension}": content for extension, content in found.items()}
+    for name, figure in (("compare", draw_scatter(comparison)), ("differences", draw_differences(comparison))):
+        files |= {f"{name}.{extension}": content for extension, content in figure.items()}
+    for name, content in files.items():
+        write_atomically(folder / f"{prefix}{name}", partial(Path.write_bytes, data=content))
 
 
 def write_comparison(
@@ -156,7 +143,7 @@ def write_comparisons(comparisons: Sequence[Comparison], folder: Path) -> Path:
     """Write comparisons that are made already; see :func:`write_comparison` for the files. Gives back the folder."""
     for comparison in comparisons:
         prefix = f"{file_stem(run_dataset(comparison.results))}-" if len(comparisons) > 1 else ""
-        _write(comparison, _Files(folder, prefix))
+        _write(comparison, folder, prefix)
     return folder
 
 
@@ -166,6 +153,6 @@ def comparison_text(comparison: Comparison) -> Group:
     Figures that were read off a plot are shown where there are no others; the files have them all.
     """
     printed = [place for place in comparison.places if not place.reading_error_points]
-    grids = [tables.figures_grid(comparison, place) for place in printed or comparison.places]
-    grids.append(tables.summary_grid(comparison))
-    return Group(*map(Text, _facts(comparison)), "", *(Padding(to_rich(grid), (0, 0, 1, 0)) for grid in grids))
+    tables = [figures_table(comparison, place) for place in printed or comparison.places]
+    tables.append(summary_table(comparison))
+    return Group(*map(Text, _facts(comparison)), "", *(Padding(to_rich(exhibit), (0, 0, 1, 0)) for exhibit in tables))

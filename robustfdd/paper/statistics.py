@@ -14,7 +14,8 @@ from fractions import Fraction
 from scipy.stats import t as student_t
 from scipy.stats import ttest_ind_from_stats
 
-from robustfdd.rounding import Figure
+from robustfdd.report.exhibit import GAP
+from robustfdd.rounding import Figure, fixed
 from robustfdd.rounding import mean as exact_mean
 from robustfdd.rounding import variance as exact_variance
 
@@ -70,6 +71,11 @@ class Comparison:
     def significantly_higher(self) -> bool:
         """Whether the sample's mean is above the reference's, with a p-value of Student's test below 0.05."""
         return self.student is not None and self.student < LEVEL and self.difference > 0
+
+
+def p_text(value: float | None) -> str:
+    """A p-value in a table; None where there is no test."""
+    return GAP if value is None else "<0.001" if value < 0.001 else fixed(value, 3)
 
 
 def summarise(values: Sequence[Figure]) -> Summary:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from robustfdd.errors import ConfigurationError
-from robustfdd.published import Published, PublishedCell, agrees, eps_key
+from robustfdd.paper.published import Published, PublishedCell, agrees, eps_key
 from robustfdd.report.results import Place, Results
 from robustfdd.report.study import Method, norm_title, number
 from robustfdd.report.tables import Entry, entry_at

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from robustfdd.report.matching import Pair
+from robustfdd.paper.matching import Pair
+from robustfdd.paper.published import PublishedCell
 from robustfdd.rounding import exact, mean
 
 #: Figures at most this far apart, in percentage points, count as close.
@@ -43,16 +44,21 @@ class Ordering:
     """
 
     pairs: tuple[Pair, ...]
-    spearman: float | None
-    spearman_p: float | None
-    kendall: float | None
-    kendall_p: float | None
-    remark: str
+    spearman: float | None = None
+    spearman_p: float | None = None
+    kendall: float | None = None
+    kendall_p: float | None = None
+    remark: str = ""
+
+    @property
+    def published(self) -> PublishedCell:
+        """The first of the published figures."""
+        return self.pairs[0].published
 
     @property
     def place(self) -> str:
         """The name of its table or figure."""
-        return self.pairs[0].published.place
+        return self.published.place
 
     def best(self, *, ours: bool) -> tuple[str, ...]:
         """The methods with the highest figure, by the name of the dropout."""
@@ -124,10 +130,11 @@ def order_block(block: Sequence[Pair]) -> Ordering:
     elif len(set(ours)) == 1:
         remark = "all figures of the run are equal"
     if remark:
-        return Ordering(tuple(block), None, None, None, None, remark)
+        return Ordering(tuple(block), remark=remark)
     spearman, kendall = float(stats.spearmanr(published, ours)[0]), float(stats.kendalltau(published, ours)[0])
     if len(block) < LEAST_FOR_P:
-        return Ordering(tuple(block), spearman, None, kendall, None, f"fewer than {LEAST_FOR_P} methods: no p")
+        remark = f"fewer than {LEAST_FOR_P} methods: no p"
+        return Ordering(tuple(block), spearman, kendall=kendall, remark=remark)
     ranks = stats.rankdata(published) - (len(block) + 1) / 2
     i, j = np.triu_indices(len(block), 1)
     signs = np.sign(published[i] - published[j])
@@ -138,7 +145,6 @@ def order_block(block: Sequence[Pair]) -> Ordering:
         spearman_p=_exact_p(stats.rankdata(ours), lambda y: (y * ranks).sum(-1)),
         kendall=kendall,
         kendall_p=_exact_p(ours, lambda y: (np.sign(y[..., i] - y[..., j]) * signs).sum(-1)),
-        remark="",
     )
 
 

@@ -9,21 +9,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from robustfdd.report.analyses import analysis_table, cell_borders, first_of, methods_of
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.figures import drawing, render
+from robustfdd.report.analyses import MethodRows, analysis_table, cell_borders, first_of, methods_of
+from robustfdd.report.exhibit import Exhibit
+from robustfdd.report.figures import drawn
 from robustfdd.report.results import Results
 from robustfdd.report.study import Method
 from robustfdd.rounding import fixed
 
 ORDER = 46
 
-_NAME = "figure6-dropped-maps"
-_TITLE = "Figure 6: dropped and retained feature maps on their principal components"
 _AXES = ("pc1", "pc2", "pc3")
 _COLUMNS = ("image", "class", "channel", *_AXES, "density", "drop_probability", "dropped", "n_bins")
 _SHOWN = ("spatial", "fdd-2d")
-_RETAINED, _DROPPED = "#0072B2", "#E69F00"
+_LOOKS = {"retained": ("#0072B2", "o"), "dropped": ("#E69F00", "x")}
 
 
 def _chosen(methods: list[Method]) -> list[Method]:
@@ -40,33 +38,31 @@ def _rows(frame: pd.DataFrame, method: Method) -> pd.DataFrame:
     return rows
 
 
-def _draw(found: list[tuple[Method, pd.DataFrame]]) -> dict[str, bytes]:
-    with drawing():
-        figure = Figure(figsize=(8.4, 3.9 * len(found)))
-        for i, (method, rows) in enumerate(found):
-            dropped = rows["dropped"].to_numpy(dtype=bool)
-            points = rows[list(_AXES)].to_numpy(dtype=float)
-            flat = figure.add_subplot(len(found), 2, 2 * i + 1)
-            solid = figure.add_subplot(len(found), 2, 2 * i + 2, projection="3d")
-            cell_borders(flat, points[:, :2], int(rows["n_bins"].iloc[0]))
-            for which, colour, marker, label in (
-                (~dropped, _RETAINED, "o", "retained"),
-                (dropped, _DROPPED, "x", "dropped"),
-            ):
-                look: dict[str, Any] = {"color": colour, "marker": marker, "s": 18, "linewidths": 1.1, "alpha": 0.85}
-                flat.scatter(*points[which, :2].T, label=f"{label} ({which.sum()})", **look)
-                solid.scatter(*points[which].T, depthshade=False, **look)
-            flat.set_title(f"{method.title}: two components")
-            flat.set_xlabel("Component 1")
-            flat.set_ylabel("Component 2")
-            flat.legend(loc="best", fontsize=8, frameon=True)
-            solid.set_title(f"{method.title}: three components")
-            for number, axis in enumerate((solid.xaxis, solid.yaxis, solid.zaxis), start=1):
-                axis.set_major_locator(MaxNLocator(4))
-                axis.set_tick_params(labelsize=7, pad=0)
-                axis.set_label_text(f"Component {number}", fontsize=8)
-            solid.set_box_aspect(None, zoom=0.88)
-        return render(figure)
+@drawn
+def _draw(found: list[MethodRows]) -> Figure:
+    figure = Figure(figsize=(8.4, 3.9 * len(found)))
+    for i, (method, rows) in enumerate(found):
+        dropped = rows["dropped"].to_numpy(dtype=bool)
+        points = rows[list(_AXES)].to_numpy(dtype=float)
+        flat = figure.add_subplot(len(found), 2, 2 * i + 1)
+        solid = figure.add_subplot(len(found), 2, 2 * i + 2, projection="3d")
+        cell_borders(flat, points[:, :2], int(rows["n_bins"].iloc[0]))
+        for label, which in (("retained", ~dropped), ("dropped", dropped)):
+            colour, marker = _LOOKS[label]
+            look: dict[str, Any] = {"color": colour, "marker": marker, "s": 18, "linewidths": 1.1, "alpha": 0.85}
+            flat.scatter(*points[which, :2].T, label=f"{label} ({which.sum()})", **look)
+            solid.scatter(*points[which].T, depthshade=False, **look)
+        flat.set_title(f"{method.title}: two components")
+        flat.set_xlabel("Component 1")
+        flat.set_ylabel("Component 2")
+        flat.legend(loc="best", fontsize=8, frameon=True)
+        solid.set_title(f"{method.title}: three components")
+        for number, axis in enumerate((solid.xaxis, solid.yaxis, solid.zaxis), start=1):
+            axis.set_major_locator(MaxNLocator(4))
+            axis.set_tick_params(labelsize=7, pad=0)
+            axis.set_label_text(f"Component {number}", fontsize=8)
+        solid.set_box_aspect(None, zoom=0.88)
+    return figure
 
 
 def _shares(method: Method, rows: pd.DataFrame) -> str:
@@ -80,7 +76,7 @@ def _shares(method: Method, rows: pd.DataFrame) -> str:
     return f"{method.title} dropped {' and '.join(parts)}."
 
 
-def build(results: Results) -> list[Artefact]:
+def build(results: Results) -> list[Exhibit]:
     """Two and three components under spatial dropout and FDD-2D; none without a layer that drops whole last maps."""
     frame = analysis_table(results, "planes", _COLUMNS)
     if frame is None:
@@ -96,4 +92,5 @@ def build(results: Results) -> list[Artefact]:
         f"{' '.join(_shares(method, rows) for method, rows in found)} After Figure 6 of Ke et al. (2020)."
     )
     shown = pd.concat([rows for _, rows in found], ignore_index=True)[["method", "seed", *_COLUMNS]]
-    return [Artefact(_NAME, _TITLE, caption, shown, figure=_draw(found))]
+    title = "Figure 6: dropped and retained feature maps on their principal components"
+    return [Exhibit("figure6-dropped-maps", title, caption, shown, figure=_draw(found))]

@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from robustfdd.records import Outcome
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.grid import GAP, Grid
+from robustfdd.report.exhibit import GAP, Column, Exhibit, data, fields, frame_of, table
 from robustfdd.report.results import Results
-from robustfdd.report.study import Attack, Method, norm_title, number
-from robustfdd.report.tables import seeds_text
+from robustfdd.report.study import Attack, Method, Study, norm_title, number
+from robustfdd.report.tables import over_seeds
 from robustfdd.report.verdicts import marks_text
 from robustfdd.rounding import exact, mean, variance
 
 ORDER = 36
-
-_NAME = "minimum-distance"
-_TITLE = "Median distance to the nearest adversarial example found"
 
 
 @dataclass(frozen=True)
 class _Median:
     """The median of one model in pixel units; ``beyond`` where fewer than half of the attacked images were broken."""
 
+    attack: str
+    norm: str
+    method: str
     seed: int
     value: float
     beyond: bool
     n_attacked: int
     n_broken: int
+
+    @property
+    def known(self) -> float | None:
+        """The median, if it is not beyond the largest radius."""
+        return None if self.beyond else self.value
+
+    @property
+    def bound(self) -> float | None:
+        """The largest radius, if the median is beyond it."""
+        return self.value if self.beyond else None
 
 
 def median_distance(outcome: np.ndarray[Any, Any], distance: np.ndarray[Any, Any]) -> float:
@@ -62,8 +71,9 @@ def _medians(results: Results, method: Method, attack: Attack, norm: str) -> lis
         value = median_distance(np.asarray(row["outcome"]), np.asarray(row["distance"]))
         if not math.isnan(value):
             beyond = math.isinf(value)
+            place = attack.name, norm, method.label, seed
             counted = int(row["n_attacked"]), int(row["n_broken"])
-            found.append(_Median(seed, radii[-1].pixel if beyond else value, beyond, *counted))
+            found.append(_Median(*place, radii[-1].pixel if beyond else value, beyond, *counted))
     return found
 
 
@@ -78,10 +88,32 @@ def _text(medians: list[_Median], scale: float) -> str:
     return number(mean(values), 3) + spread
 
 
-def build(results: Results) -> list[Artefact]:
+def _data(study: Study) -> list[Column[_Median]]:
+    def normalized(item: _Median) -> float | None:
+        return None if item.known is None or study.eps_scale is None else item.known / study.eps_scale
+
+    return [
+        *fields("attack norm method seed median_pixel=known"),
+        data("median_normalized", normalized),
+        *fields("beyond_eps_pixel=bound n_attacked n_broken"),
+    ]
+
+
+def _caption(results: Results, attacks: Collection[str]) -> str:
+    study = results.study
+    return (
+        f"{study.dataset}; {study.engines_text(attacks=attacks)}; {over_seeds(study)}; distances in "
+        f"{study.units_shown[0]} units. The radius at which half of the images attacked (those "
+        "classified correctly before) are broken, from the distance of every image; larger is more robust, or harder "
+        "for the attack. >: fewer than half are broken at the largest ε of the study; the median lies beyond it. "
+        f"{marks_text(results, ())}"
+    )
+
+
+def build(results: Results) -> list[Exhibit]:
     """One row for each attack of that kind and norm, one column a method; none for a run without such attacks."""
     study = results.study
-    attacks = [(a, norm) for a in study.attacks if a.minimum_norm for norm, radii in a.eps.items() if radii]
+    attacks = [(attack, norm) for attack, norm in study.planes if attack.minimum_norm and attack.eps[norm]]
     found = {
         (attack.name, norm, method.label): _medians(results, method, attack, norm)
         for attack, norm in attacks
@@ -90,39 +122,16 @@ def build(results: Results) -> list[Artefact]:
     if not any(found.values()):
         return []
     scale = 1.0 if study.eps_unit == "pixel" or study.eps_scale is None else study.eps_scale
-    caption = (
-        f"{study.dataset}; {study.engines_text(attacks={attack.name for attack, _ in attacks})}; "
-        f"{'mean ± sample standard deviation over ' if len(study.trained_seeds) > 1 else ''}{seeds_text(study.seeds)}; "
-        f"distances in {study.units_shown[0]} units. The radius at which half of the images attacked (those "
-        "classified correctly before) are broken, from the distance of every image; larger is more robust, or harder "
-        "for the attack. >: fewer than half are broken at the largest ε of the study; the median lies beyond it. "
-        f"{marks_text(results, ())}"
-    )
-    rows = tuple(
-        (
-            attack.title,
-            norm_title(norm),
-            *(_text(found[attack.name, norm, method.label], scale) for method in study.methods),
-        )
-        for attack, norm in attacks
-    )
-    headers = ("Attack", "Norm", *(method.title for method in study.methods))
-    grid = Grid(_NAME, _TITLE, caption, headers, rows, n_text=2)
-    frame: pd.DataFrame = pd.DataFrame.from_records(
-        [
-            {
-                "attack": attack,
-                "norm": norm,
-                "method": label,
-                "seed": item.seed,
-                "median_pixel": None if item.beyond else item.value,
-                "median_normalized": None if item.beyond or study.eps_scale is None else item.value / study.eps_scale,
-                "beyond_eps_pixel": item.value if item.beyond else None,
-                "n_attacked": item.n_attacked,
-                "n_broken": item.n_broken,
-            }
-            for (attack, norm, label), medians in found.items()
-            for item in medians
-        ]
-    )
-    return [Artefact(_NAME, _TITLE, caption, frame, grid, section="robust")]
+
+    def column(method: Method) -> Column[tuple[Attack, str]]:
+        return Column(method.title, lambda item: _text(found[item[0].name, item[1], method.label], scale))
+
+    columns: list[Column[tuple[Attack, str]]] = [
+        Column("Attack", lambda item: item[0].title, kind="name"),
+        Column("Norm", lambda item: norm_title(item[1]), kind="name"),
+        *map(column, study.methods),
+    ]
+    frame = frame_of([item for medians in found.values() for item in medians], _data(study))
+    title = "Median distance to the nearest adversarial example found"
+    caption = _caption(results, {attack.name for attack, _ in attacks})
+    return [table("minimum-distance", title, caption, attacks, columns, frame=frame, section="robust")]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import pandas as pd
-
-from robustfdd.published import load
-from robustfdd.report.artefact import Artefact
-from robustfdd.report.claims import CLAIMS, FDD, collect, judged
-from robustfdd.report.grid import GAP, Grid
-from robustfdd.report.matching import match_methods
+from robustfdd.paper.claims import CLAIMS, FDD, Claim, Finding, collect, judged
+from robustfdd.paper.matching import match_methods
+from robustfdd.paper.published import load
+from robustfdd.report.exhibit import GAP, Column, Exhibit, table
 from robustfdd.report.results import Results
-from robustfdd.report.tables import seeds_text
+from robustfdd.report.study import seeds_text
 
 ORDER = 5
 
+_COLUMNS: list[Column[tuple[Claim, Finding]]] = [
+    Column("Place", lambda item: item[0].place, "place", kind="name"),
+    Column("Claim", lambda item: item[0].text, "claim", kind="prose"),
+    Column("Holds if", lambda item: item[0].rule, "rule", kind="prose"),
+    Column("Here", lambda item: item[1].verdict, "verdict", kind="name"),
+    Column("In the paper", lambda item: item[1].paper or GAP, "paper", kind="name"),
+    Column("Figures", lambda item: item[1].evidence, "evidence", kind="prose"),
+]
 
-def build(results: Results) -> list[Artefact]:
+
+def build(results: Results) -> list[Exhibit]:
     """The claims that the run has something on; none for a run that has no FDD of the paper's."""
     methods, _ = match_methods(results, load())
     if not any(name in methods for name in FDD):
@@ -36,12 +42,4 @@ def build(results: Results) -> list[Artefact]:
     )
     if untold:
         caption += f" This run says nothing on: {'; '.join(untold)}."
-    rows = [
-        (claim.place, claim.text, claim.rule, finding.verdict, finding.paper or GAP, finding.evidence)
-        for claim, finding in decided
-    ]
-    headers = ("Place", "Claim", "Holds if", "Here", "In the paper", "Figures")
-    title = "The paper's claims, in this run"
-    grid = Grid("claims", title, caption, headers, tuple(rows), n_text=len(headers), prose=frozenset({1, 2, 5}))
-    columns = ["place", "claim", "rule", "verdict", "paper", "evidence"]
-    return [Artefact("claims", title, caption, pd.DataFrame(rows, columns=columns), grid)]
+    return [table("claims", "The paper's claims, in this run", caption, decided, _COLUMNS)]
