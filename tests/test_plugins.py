@@ -20,6 +20,7 @@ from robustfdd.dropouts import DROPOUTS, build_dropout
 from robustfdd.errors import ConfigurationError
 from robustfdd.records import load_run
 from robustfdd.registry import Registry
+from robustfdd.report import exhibits
 
 #: A dropout, a data set, an attack, a study, an analysis and an indicator in one file and a folder beside it.
 PLUGIN = """
@@ -52,6 +53,20 @@ register_analysis(Analysis("weights", "counts weights", ("weights",), {}, lambda
 register_indicator(Indicator(99, "luck", "Luck", "points", "none", "nobody", "Nothing.",
                              lambda evidence: Finding("passed", 0.0, "There is some luck in everything.")))
 add_folder(Path(__file__).parent)
+
+import sys
+from robustfdd.report.exhibits import FOLDERS
+sys.path.append(str(Path(__file__).parent))
+FOLDERS.append("own_exhibits")
+"""
+EXHIBIT = """
+from robustfdd.report.exhibit import Column, table
+ORDER = 999
+
+def build(results):
+    letters = Column("Letters", lambda m: str(len(m.label)))
+    columns = [Column("Method", lambda m: m.label, "method", kind="name"), letters]
+    return [table("letters", "Letters", "Of each name.", results.study.methods, columns)]
 """
 STUDY = """
 name = "own-study"
@@ -77,6 +92,9 @@ def folder(tmp_path: Path) -> Path:
     for kind in ("attacks", "evaluations"):
         (top / kind).mkdir(parents=True)
     (top / "mine.py").write_text(PLUGIN)
+    (top / "own_exhibits").mkdir()
+    (top / "own_exhibits" / "__init__.py").touch()
+    (top / "own_exhibits" / "letters.py").write_text(EXHIBIT)
     (top / "evaluations" / "own-study.toml").write_text(STUDY)
     fgsm = (ROOT / "attacks" / "fgsm.toml").read_text(encoding="utf-8")
     (top / "attacks" / "half-step.toml").write_text(fgsm.replace('name = "fgsm"', 'name = "half-step"'))
@@ -104,6 +122,7 @@ def test_a_file_registers_one_of_everything_without_a_change_of_the_package(
     assert {name: len(value) for name, value in run.manifest["versions"].items() if "plug-in" in name} == {
         "plug-in mine.py": 16
     }
+    assert "| mine | 4 |" in (tmp_path / "run" / "report" / "tables" / "letters.md").read_text(encoding="utf-8")
     # Without it the records can still be read, and what needs it is refused by name.
     assert robustfdd("status", tmp_path / "run").returncode == 0
     with pytest.raises(ConfigurationError, match="unknown attack 'half-step'"):
@@ -132,6 +151,8 @@ def apart(monkeypatch: pytest.MonkeyPatch) -> None:
     for registry in (DROPOUTS, DATASETS, ANALYSES, INDICATORS):
         monkeypatch.setattr(registry, "_parts", registry._parts)
     monkeypatch.setattr(catalogue, "_added", [])
+    monkeypatch.setattr(exhibits, "FOLDERS", list(exhibits.FOLDERS))
+    monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(plugins, "_tried", {})
     monkeypatch.delenv(plugins.FILES, raising=False)
     monkeypatch.setenv(plugins.FILES, "")  # so that it is put back

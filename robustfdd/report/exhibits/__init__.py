@@ -10,11 +10,12 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
+from robustfdd import plugins
 from robustfdd.report.exhibit import Exhibit
 from robustfdd.report.results import Results
 
-#: Where tables and figures are looked for.
-FOLDERS = ("robustfdd.report.exhibits", "robustfdd.paper.exhibits")
+#: The packages in which tables and figures are looked for; a plug-in appends one of its own.
+FOLDERS = ["robustfdd.report.exhibits", "robustfdd.paper.exhibits"]
 
 
 def all_exhibits(results: Results) -> list[Exhibit]:
@@ -23,6 +24,7 @@ def all_exhibits(results: Results) -> list[Exhibit]:
     Raises:
         RunDirectoryError: the manifest or the records are damaged.
     """
+    plugins.load()
     folders = [import_module(folder) for folder in FOLDERS]
     found = [entry for folder in folders for entry in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}.")]
     modules = sorted((import_module(entry.name) for entry in found), key=lambda module: module.ORDER)
