@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import statistics
 from dataclasses import replace
@@ -16,7 +15,6 @@ from report_runs import FakeRun, Key
 from rich.console import Console
 from scipy.stats import norm as gaussian
 
-import robustfdd.report
 from robustfdd.errors import RunDirectoryError
 from robustfdd.records import Failure, load_run
 from robustfdd.report import disagreements, main_table_text, run_notes
@@ -456,18 +454,3 @@ def test_every_method_has_its_own_look() -> None:
     assert len({(item.colour, item.line) for item in styles}) == len(styles)
     assert len({item.marker for item in styles[:11]}) == 11
     assert len({(item.symbol, item.dash) for item in styles}) == len(styles)
-
-
-def test_the_report_imports_no_other_part_of_the_project() -> None:
-    parts = ("errors", "records", "text", "report", "rounding", "audited")
-    allowed = tuple(f"robustfdd.{part}" for part in parts)
-    folder = Path(robustfdd.report.__file__).parent
-    for file in sorted(folder.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                assert node.level == 0
-                names = [node.module or ""]
-            for name in names:
-                assert name.partition(".")[0] not in ("torch", "torchvision", "art", "foolbox", "captum"), file
-                assert not name.startswith("robustfdd") or name.startswith(allowed), f"{file}: {name}"
