@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustfdd import provenance, records
+from robustfdd import plugins, provenance, records
 from robustfdd.catalogue import resolve_attacks, sibling
 from robustfdd.classifier import weights_digest
 from robustfdd.datasets import Dataset
@@ -300,7 +300,7 @@ def make_manifest(
         "units": [unit.entry() for unit in units],
         "command": command,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "versions": provenance.versions(),
+        "versions": provenance.versions() | plugins.versions(),
         "hardware": provenance.hardware(device) if hardware is None else dict(hardware),
         "git": provenance.git(),
     }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from robustfdd import __version__, plugins
+from robustfdd import __version__
 
 _PACKAGES = ("torch", "torchvision", "adversarial-robustness-toolbox", "foolbox", "eagerpy", "numpy", "scipy")
 
@@ -41,7 +41,7 @@ def versions() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
-    return found | plugins.versions()
+    return found
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

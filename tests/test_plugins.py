@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from robustfdd import catalogue, plugins
+from robustfdd import catalogue, plugins, provenance
 from robustfdd.analysis import ANALYSES
 from robustfdd.audit import INDICATORS
 from robustfdd.catalogue import add_folder, attack_names, load_study
@@ -166,12 +166,13 @@ def test_nothing_else_is_computed_anew_because_of_it(folder: Path) -> None:
         parts = [type(build_dropout("sap")), ANALYSES["cost"].compute, INDICATORS["noise"].compute]
         return [code_version("units", "engines.foolbox"), *(code_version("training", parts=[part]) for part in parts)]
 
-    before = keys()
+    before, versions = keys(), provenance.versions()
     plugins.use([folder / "mine.py"])
     assert list(DROPOUTS)[:3] == ["none", "original", "mine"]
     assert "halves" in DATASETS
     assert INDICATORS["luck"].number == 99
     assert keys() == before
+    assert provenance.versions() == versions  # which are in the keys of attacks and trainings
     assert code_version("training", parts=[type(build_dropout("mine"))]) not in before
 
 
