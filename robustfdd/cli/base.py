@@ -59,14 +59,6 @@ BatchSize = Annotated[
     ),
 ]
 
-SetStudy = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study, e.g. recipe.epochs=5. Repeatable."),
-]
-Only = Annotated[
-    list[str] | None, typer.Option(metavar="METHOD", help="Run only this method of the study. Repeatable.")
-]
-
 
 def command(name: str, *needs: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a command, in which a mistake is one message and an interruption a hint how to go on.

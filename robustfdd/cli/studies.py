@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from robustfdd.executors import Executor
     from robustfdd.status import Status
 
+Study = Annotated[str, typer.Argument(help="A study of `robustfdd list`, or the path of a study file.")]
 SetStudy = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the study, e.g. recipe.epochs=5. Repeatable."),
@@ -37,7 +38,7 @@ Only = Annotated[
 
 @command("run", "evaluation", "cli.conclusion")
 def run(
-    study: Annotated[str, typer.Argument(help="A study of `robustfdd list`, or the path of a study file.")],
+    study: Study,
     out: Annotated[
         Path | None, typer.Option(help="The run directory. By default runs/STUDY.", show_default=False)
     ] = None,
@@ -127,7 +128,7 @@ def _executor(name: str | None, jobs: int, address: str | None, gpus_per_unit: f
 
 @command("plan", "evaluation")
 def plan_(
-    study: Annotated[str, typer.Argument(help="A study of `robustfdd list`, or the path of a study file.")],
+    study: Study,
     out: Annotated[
         Path | None, typer.Option(help="A run directory of this study: what is done in it already.", show_default=False)
     ] = None,
